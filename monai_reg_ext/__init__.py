@@ -1,0 +1,7 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Large-deformation medical image registration, made of MONAI parts."""
+
+__version__ = "0.1.0"
