@@ -2,3 +2,10 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from .adam_refiner import AdamRefiner
+from .coupled_convex_estimator import CoupledConvexEstimator
+from .feature_stack import FeatureStack
+from .mind_ssc import MindSSC
+from .semantic_features import SemanticFeatures
+
+__all__ = ["AdamRefiner", "CoupledConvexEstimator", "FeatureStack", "MindSSC", "SemanticFeatures"]

@@ -2,3 +2,33 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from .box_filter import box_filter
+from .compat import reference_stretch
+from .compose_ddf import compose_ddf
+from .coupled_convex import COUPLINGS, coupled_convex
+from .inverse_consistency import make_inverse_consistent
+from .invert_ddf import invert_ddf
+from .jacobian import jacobian_determinant
+from .pool_to_grid import pool_to_grid
+from .ssd_cost_volume import displacement_labels, ssd_cost_volume
+from .upsample_ddf import downsample_ddf, upsample_ddf
+from .warp import identity_grid, sample, warp
+
+__all__ = [
+    "COUPLINGS",
+    "box_filter",
+    "compose_ddf",
+    "coupled_convex",
+    "displacement_labels",
+    "downsample_ddf",
+    "identity_grid",
+    "invert_ddf",
+    "jacobian_determinant",
+    "make_inverse_consistent",
+    "pool_to_grid",
+    "reference_stretch",
+    "sample",
+    "ssd_cost_volume",
+    "upsample_ddf",
+    "warp",
+]

@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-from typing import List
-
 import torch
 import torch.nn.functional as F
 
 __all__ = ["identity_grid", "sample", "warp"]
 
 
-def identity_grid(size: List[int], like: torch.Tensor) -> torch.Tensor:  # noqa: UP006 (TorchScript)
+def identity_grid(size: list[int], like: torch.Tensor) -> torch.Tensor:
     """Voxel coordinates of a grid.
 
     Args:
@@ -47,9 +45,9 @@ def sample(
     Raises:
         ValueError: for an unknown mode or padding, or when the channels of ``coordinates`` are not the spatial axes.
     """
-    if mode != "bilinear" and mode != "nearest":  # noqa: PLR1714 (TorchScript)
+    if mode != "bilinear" and mode != "nearest":
         raise ValueError("mode must be 'bilinear' or 'nearest', got '" + mode + "'.")
-    if padding != "border" and padding != "zeros":  # noqa: PLR1714 (TorchScript)
+    if padding != "border" and padding != "zeros":
         raise ValueError("padding must be 'border' or 'zeros', got '" + padding + "'.")
     axes = image.dim() - 2
     if coordinates.shape[1] != axes or coordinates.dim() != image.dim():
@@ -61,7 +59,7 @@ def sample(
     if mode == "nearest":
         return _nearest(image, coordinates, padding)
 
-    normalized: List[torch.Tensor] = []  # noqa: UP006 (TorchScript)
+    normalized: list[torch.Tensor] = []
     for axis in range(axes - 1, -1, -1):
         normalized.append(coordinates[:, axis] * (2.0 / max(image.shape[2 + axis] - 1, 1)) - 1.0)
     values = F.grid_sample(
