@@ -2,3 +2,29 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from __future__ import annotations
+
+from .learn2reg import Learn2RegTask
+from .learn2reg_dataset import Learn2RegDataset
+from .pair_dataset import PairDataset
+from .pair_list import pair_list
+from .pairing import file_stem, join_subjects, pair_name
+from .phantom import phantom_pair
+from .points import read_points, write_points
+from .random_pair_dataset import RandomPairDataset
+from .whole_file import whole_file
+
+__all__ = [
+    "Learn2RegDataset",
+    "Learn2RegTask",
+    "PairDataset",
+    "RandomPairDataset",
+    "file_stem",
+    "join_subjects",
+    "pair_list",
+    "pair_name",
+    "phantom_pair",
+    "read_points",
+    "whole_file",
+    "write_points",
+]

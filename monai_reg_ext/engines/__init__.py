@@ -2,3 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+
+from .record_failures import record_failures
+
+__all__ = ["record_failures"]

@@ -2,3 +2,22 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from __future__ import annotations
+
+from .folding_handler import FoldingHandler
+from .learn2reg_dice_handler import Learn2RegDiceHandler
+from .learn2reg_hd95_handler import Learn2RegHD95Handler
+from .pair_metric_handler import PairMetricHandler
+from .run_recorder import RunRecorder
+from .sdlogj_handler import SDlogJHandler
+from .tre_handler import TREHandler
+
+__all__ = [
+    "FoldingHandler",
+    "Learn2RegDiceHandler",
+    "Learn2RegHD95Handler",
+    "PairMetricHandler",
+    "RunRecorder",
+    "SDlogJHandler",
+    "TREHandler",
+]

@@ -2,3 +2,6 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from . import blocks, layers, nets
+
+__all__ = ["blocks", "layers", "nets"]

@@ -68,7 +68,7 @@ class MindSSC(nn.Module):
         if image.dim() != 5 or image.shape[1] != 1:
             raise ValueError(f"MindSSC needs images of shape (B, 1, I, J, K), got {tuple(image.shape)}.")
         distance = self._patch_distances(image.to(torch.float32))
-        distance -= distance.amin(1, keepdim=True)
+        distance -= distance.min(1, keepdim=True).values
         variance = distance.mean(1, keepdim=True)
         mean_variance = variance.mean() if self.compat else variance.mean((1, 2, 3, 4), keepdim=True)
         floor = (0.001 * mean_variance).clamp(min=torch.finfo(torch.float32).tiny)
@@ -77,7 +77,7 @@ class MindSSC(nn.Module):
 
     def _patch_distances(self, image: torch.Tensor) -> torch.Tensor:
         padded = F.pad(image, [self.dilation] * 6, mode="replicate")
-        distances = image.new_empty(image.shape[0], len(_EDGES), *image.shape[2:])
+        distances = image.new_empty((image.shape[0], len(_EDGES), *image.shape[2:]))
         for channel, (first, second) in enumerate(_EDGES):
             difference = self._neighbour(padded, first) - self._neighbour(padded, second)
             distances[:, channel] = self._patch_mean(difference.square_())[:, 0]

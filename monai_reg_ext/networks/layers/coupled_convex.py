@@ -13,6 +13,7 @@ from monai_reg_ext.networks.layers.box_filter import box_filter
 __all__ = ["COUPLINGS", "coupled_convex"]
 
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_TIE_BREAK = 1e-5
 _CHUNK_ELEMENTS = 1 << 22
 
 
@@ -22,13 +23,15 @@ def coupled_convex(
     """Smooth displacements of least cost by coupled convex optimisation.
 
     Alternates a global search per control point, ``argmin_l cost[l] + c |d_l - u|^2``, with a smoothing of the found
-    displacements ``u``, while the coupling *c* grows. Ties go to the lowest label.
+    displacements ``u``, while the coupling *c* grows. Where the cost cannot tell displacements apart, the smallest
+    wins.
 
     Args:
         cost: ``(B, L, i, j, k)`` cost volume.
         labels: ``(L, 3)`` displacement of each label in cells.
         couplings: weights *c*, tuned to features whose cost lies between 0 and about 12.
-        compat: the reference's zero-padded smoothing, which shrinks displacements at the border.
+        compat: the reference's zero-padded smoothing, which shrinks displacements at the border, and its ties, which go
+            to the lowest label.
 
     Returns:
         coarse_ddf ``(B, 3, i, j, k)`` in cells.
@@ -36,14 +39,13 @@ def coupled_convex(
     Source: Heinrich, Papiez, Schnabel & Handels, "Non-parametric discrete registration with convex optimisation",
     WBIR 2014.
     """
-    coarse_ddf = box_filter(_labels_at(cost.argmin(1), labels), compat=compat)
-    for coupling in couplings:
-        coarse_ddf = box_filter(_labels_at(_coupled_argmin(cost, labels, coarse_ddf, coupling), labels), compat=compat)
+    coarse_ddf = cost.new_zeros(cost.shape[0], labels.shape[1], *cost.shape[2:])
+    # bfloat16 has too few digits to compare costs
+    with torch.autocast(cost.device.type, enabled=False):
+        for coupling in (0.0 if compat else _TIE_BREAK, *couplings):
+            index = _coupled_argmin(cost, labels, coarse_ddf, coupling)
+            coarse_ddf = box_filter(labels[index].movedim(-1, 1).contiguous(), compat=compat)
     return coarse_ddf
-
-
-def _labels_at(index: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return labels[index].movedim(-1, 1).contiguous()
 
 
 def _coupled_argmin(

@@ -24,7 +24,9 @@ def pool_to_grid(features: torch.Tensor, spacing: Sequence[int], compat: bool = 
     Returns:
         ``(B, C, ceil(I / s), ceil(J / s), ceil(K / s))``; ``floor`` with ``compat``.
     """
-    spacing = list(spacing)
+    if not compat:
+        # an image thinner than a cell is one partial cell
+        spacing = [min(step, extent) for step, extent in zip(spacing, features.shape[2:], strict=True)]
     if all(step == 1 for step in spacing):
         return features
-    return F.avg_pool3d(features, spacing, spacing, ceil_mode=not compat, count_include_pad=False)
+    return F.avg_pool3d(features, list(spacing), list(spacing), ceil_mode=not compat, count_include_pad=False)

@@ -56,8 +56,8 @@ def ssd_cost_volume(
     size = fixed.shape[2:]
     padded = F.pad(moving, [reach for reach in reversed(half_width) for _ in range(2)])
     starts = displacement_labels(half_width, torch.zeros(0, dtype=torch.int64)) + torch.tensor(list(half_width))
-    cost = fixed.new_empty(fixed.shape[0], len(starts), *size)
+    cost = fixed.new_empty((fixed.shape[0], len(starts), *size))
     for label, (i, j, k) in enumerate(starts.tolist()):
         shifted = padded[:, :, i : i + size[0], j : j + size[1], k : k + size[2]]
-        torch.sum((fixed - shifted).square_(), dim=1, out=cost[:, label])
+        cost[:, label] = (fixed - shifted).square_().sum(1)
     return box_filter(cost, smooth_widths, compat)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+
 __all__ = ["downsample_ddf", "upsample_ddf"]
 
 
@@ -28,6 +30,9 @@ def upsample_ddf(
 
     Returns:
         ``(B, 3, *size)`` in voxels.
+
+    Raises:
+        ValueError: when the cells do not cover ``size``.
     """
     if compat:
         fine = F.interpolate(coarse_ddf, size=list(size), mode="trilinear", align_corners=False)
@@ -36,6 +41,11 @@ def upsample_ddf(
     else:
         fine = F.interpolate(coarse_ddf, scale_factor=[float(step) for step in spacing], mode="trilinear")
         fine = fine[:, :, : size[0], : size[1], : size[2]]
+    if tuple(fine.shape[2:]) != tuple(size):
+        raise ValueError(
+            f"{tuple(coarse_ddf.shape[2:])} cells of {tuple(spacing)} voxels do not cover the grid {tuple(size)}. "
+            "Use compat everywhere or nowhere: it drops the last, partial cell."
+        )
     return fine * _per_axis(spacing, fine)
 
 
@@ -54,7 +64,7 @@ def downsample_ddf(ddf: torch.Tensor, spacing: Sequence[int], compat: bool = Fal
         size = [extent // step for extent, step in zip(ddf.shape[2:], spacing, strict=True)]
         coarse = F.interpolate(ddf, size=size, mode="trilinear", align_corners=False)
     else:
-        coarse = F.avg_pool3d(ddf, list(spacing), list(spacing), ceil_mode=True, count_include_pad=False)
+        coarse = pool_to_grid(ddf, spacing)
     return coarse / _per_axis(spacing, coarse)
 
 

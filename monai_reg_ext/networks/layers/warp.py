@@ -40,7 +40,7 @@ def sample(
             values fade to 0 over one voxel.
 
     Returns:
-        ``(B, C, *size)``; computed in float32, returned in the dtype of ``image``.
+        ``(B, C, *size)``; computed in float32, returned in the dtype of ``image``, whole numbers rounded.
 
     Raises:
         ValueError: for an unknown mode or padding, or when the channels of ``coordinates`` are not the spatial axes.
@@ -61,10 +61,12 @@ def sample(
 
     normalized: list[torch.Tensor] = []
     for axis in range(axes - 1, -1, -1):
-        normalized.append(coordinates[:, axis] * (2.0 / max(image.shape[2 + axis] - 1, 1)) - 1.0)
+        normalized.append((2.0 * coordinates[:, axis] + 1.0) / image.shape[2 + axis] - 1.0)
     values = F.grid_sample(
-        image.to(torch.float32), torch.stack(normalized, -1), mode="bilinear", padding_mode=padding, align_corners=True
+        image.to(torch.float32), torch.stack(normalized, -1), mode="bilinear", padding_mode=padding, align_corners=False
     )
+    if not image.is_floating_point():
+        values = values.round()
     return values.to(image.dtype)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import nn
 
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
@@ -61,6 +62,7 @@ class RegistrationNet(nn.Module):
 
     def register(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Field that warps ``moving`` onto ``fixed``; both ``(B, C, I, J, K)`` on one grid."""
+        moving, fixed = convert_to_tensor((moving, fixed), track_meta=False)
         if moving.shape != fixed.shape:
             raise ValueError(
                 f"RegistrationNet needs fixed and moving on one grid: fixed has shape {tuple(fixed.shape)}, moving "

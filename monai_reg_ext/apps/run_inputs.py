@@ -1,0 +1,48 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_reg_ext.data import pair_list, whole_file
+
+__all__ = ["pairs_or_exit", "prepare_output"]
+
+
+def pairs_or_exit(
+    fixed_spacing: Sequence[float] | None = None, moving_spacing: Sequence[float] | None = None, **inputs: Any
+) -> list[dict[str, Any]]:
+    """The pairs of a bundle's run; wrong input ends the process with one line instead of a traceback.
+
+    Args:
+        fixed_spacing: voxel size in mm that replaces the one in the header of every fixed image, where that is wrong.
+        moving_spacing: likewise for the moving images.
+        inputs: see :py:func:`monai_reg_ext.data.pair_list`.
+
+    Raises:
+        SystemExit: with the message of what is wrong.
+    """
+    corrections = {"fixed_spacing": fixed_spacing, "moving_spacing": moving_spacing}
+    given = {key: spacing for key, spacing in corrections.items() if spacing is not None}
+    try:
+        return [{**pair, **given} for pair in pair_list(**inputs)]
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def prepare_output(output_dir: str | Path) -> None:
+    """Make sure before any work is done that results can be written.
+
+    Raises:
+        SystemExit: when the folder cannot be made or written to.
+    """
+    try:
+        with whole_file(Path(output_dir) / ".writable"):
+            pass
+        (Path(output_dir).expanduser() / ".writable").unlink()
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None

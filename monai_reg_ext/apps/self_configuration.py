@@ -1,0 +1,165 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.utils import optional_import
+from torch import nn
+
+from monai_reg_ext.apps.trial_evaluation import TrialEvaluation
+from monai_reg_ext.data import whole_file
+from monai_reg_ext.metrics import LOWER_IS_BETTER, rank_scores
+
+optuna, _ = optional_import("optuna")
+
+__all__ = ["SelfConfiguration"]
+
+logger = logging.getLogger(__name__)
+
+
+class SelfConfiguration:
+    """Searches the settings of a bundle's network that suit a task, on training pairs: training without weights.
+
+    Every trial builds the network of an inference config with other settings, registers all pairs and is measured by
+    :py:class:`TrialEvaluation`. Optuna proposes the settings; the winner has the best geometric mean of ranks over all
+    metrics. Its settings are written as a config file to be merged behind the inference config. An interrupted search
+    goes on where it stopped, because all trials lie in ``study_file``.
+
+    Args:
+        network_config: inference config whose ``network_def`` is to be configured.
+        search: choices by config id, e.g. ``{"network_def#estimator#grid_spacing": [2, 3, 4]}``.
+        dataset: prepared training pairs, see :py:class:`TrialEvaluation`.
+        postprocessing: see :py:class:`TrialEvaluation`.
+        inferer: how the network is run.
+        max_epochs: number of trials in all.
+        device: where the network runs.
+        study_file: SQLite file of the trials.
+        settings_file: JSON file for the chosen settings.
+        limits: largest (or, for Dice, smallest) admissible means by metric, e.g. ``{"sdlogj": 0.05}``; when no trial
+            keeps them all, they are ignored with a warning.
+        seed: of the proposals.
+        description: what was searched on, kept in the settings file.
+
+    Source: Siebert et al., "ConvexAdam: Self-Configuring Dual-Optimisation-Based 3D Multitask Medical Image
+    Registration", IEEE TMI 2024. Unlike there, all settings are searched together, and what was measured is what runs.
+    """
+
+    def __init__(
+        self,
+        network_config: str | Path,
+        search: Mapping[str, Sequence[Any]],
+        dataset: Iterable[Mapping[str, Any]],
+        postprocessing: Any,
+        inferer: Inferer,
+        max_epochs: int,
+        device: torch.device,
+        study_file: str | Path,
+        settings_file: str | Path,
+        limits: Mapping[str, float] | None = None,
+        seed: int = 0,
+        description: str = "",
+    ) -> None:
+        self.network_config = Path(network_config)
+        self.search = {key: list(choices) for key, choices in search.items()}
+        self.dataset = dataset
+        self.postprocessing = postprocessing
+        self.inferer = inferer
+        self.max_epochs = max_epochs
+        self.device = device
+        self.study_file = Path(study_file).expanduser()
+        self.settings_file = Path(settings_file).expanduser()
+        self.limits = dict(limits or {})
+        self.seed = seed
+        self.description = description
+
+    def run(self) -> dict[str, Any]:
+        """Run the trials that are missing, write the winner's settings and return them."""
+        evaluation = TrialEvaluation(self.dataset, self.postprocessing)
+        study = self._study(evaluation)
+        done = sum(trial.state.is_finished() for trial in study.trials)
+        logger.info("%d of %d trials are done", done, self.max_epochs)
+        # sizes that do not fit a search window, for example, are no reason to stop
+        study.optimize(
+            lambda trial: self._measure(trial, evaluation), n_trials=max(0, self.max_epochs - done), catch=(ValueError,)
+        )
+        return self._finish(study)
+
+    def network(self, settings: Mapping[str, Any]) -> nn.Module:
+        """The network of the inference config with other settings."""
+        parser = ConfigParser()
+        parser.read_config(str(self.network_config))
+        parser.update(dict(settings))
+        return parser.get_parsed_content("network_def").to(self.device).eval()
+
+    def _study(self, evaluation: TrialEvaluation) -> Any:
+        names = (
+            ("dice", "dice_hard", "hd95", "sdlogj") if evaluation.has_labels else ("tre_mm", "tre_hard_mm", "sdlogj")
+        )
+        self.study_file.parent.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=f"sqlite:///{self.study_file}",
+            study_name="self_configuration",
+            directions=["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names],
+            load_if_exists=True,
+        )
+        study.set_metric_names(names)
+        # a search that goes on must not repeat the proposals it began with
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), multivariate=True)
+        return study
+
+    def _measure(self, trial: Any, evaluation: TrialEvaluation) -> tuple[float, ...]:
+        # optuna keeps plain values only, so lists are chosen by their place
+        settings = {key: choices[trial.suggest_int(key, 0, len(choices) - 1)] for key, choices in self.search.items()}
+        trial.set_user_attr("settings", settings)
+        network = self.network(settings)
+        start = time.perf_counter()
+        values = evaluation(lambda image: self.inferer(image.to(self.device), network))
+        seconds = (time.perf_counter() - start) / len(evaluation.pairs)
+        trial.set_user_attr("values", values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("trial %d: %s, %.2f s a pair: %s", trial.number, figures, seconds, settings)
+        return tuple(values.values())
+
+    def _finish(self, study: Any) -> dict[str, Any]:
+        complete = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+        if not complete:
+            raise RuntimeError("no trial succeeded; see the log for the reasons, and mend the search space.")
+        candidates = [trial for trial in complete if self._admissible(trial.user_attrs["values"])]
+        if not candidates:
+            logger.warning("no trial keeps the limits %s, which are ignored", self.limits)
+            candidates = complete
+        names = complete[0].user_attrs["values"]
+        scores = rank_scores({name: [trial.user_attrs["values"][name] for trial in candidates] for name in names})
+        winner = candidates[int(scores.argmax())]
+        found = {
+            "self_configuration": {
+                "description": self.description,
+                "trials": len(complete),
+                "limits": self.limits,
+                "seed": self.seed,
+                "training_pairs": winner.user_attrs["values"],
+            },
+            **winner.user_attrs["settings"],
+        }
+        with whole_file(self.settings_file) as path:
+            path.write_text(json.dumps(found, indent=4) + "\n")
+        logger.info("trial %d wins: %s; settings in %s", winner.number, found, self.settings_file)
+        return found
+
+    def _admissible(self, values: Mapping[str, float]) -> bool:
+        return all(
+            values[name] <= limit if name in LOWER_IS_BETTER else values[name] >= limit
+            for name, limit in self.limits.items()
+        )
