@@ -2,3 +2,96 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from __future__ import annotations
+
+from .check_pair import CheckPairD, CheckPaird, CheckPairDict
+from .conventions import (
+    affine_to_itk,
+    ddf_to_itk_field,
+    ddf_to_learn2reg,
+    ddf_to_mm,
+    grid_voxels,
+    itk_field_to_ddf,
+    itk_to_affine,
+    learn2reg_to_ddf,
+    lps_to_ras_affine,
+    lps_to_ras_points,
+    mm_to_ddf,
+    mm_to_voxel,
+    moving_voxels,
+    ras_to_lps_affine,
+    ras_to_lps_points,
+    resample_ddf,
+    total_ddf,
+    voxel_spacing,
+    voxel_to_mm,
+    voxel_to_voxel,
+)
+from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd, DDFToFixedGridDict
+from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
+from .initial_alignment import centre_alignment, initial_alignment, overlap_fraction
+from .load_pair import LoadPairD, LoadPaird, LoadPairDict
+from .normalize_robust import NormalizeRobust, NormalizeRobustD, NormalizeRobustd, NormalizeRobustDict
+from .resample_to_fixed import ResampleToFixed, ResampleToFixedD, ResampleToFixedd, ResampleToFixedDict
+from .save_registration import SaveRegistrationD, SaveRegistrationd, SaveRegistrationDict
+from .warp_by_ddf import WarpByDDF, WarpByDDFD, WarpByDDFd, WarpByDDFDict
+from .warp_points import WarpPoints, WarpPointsD, WarpPointsd, WarpPointsDict
+
+__all__ = [
+    "CheckPairD",
+    "CheckPairDict",
+    "CheckPaird",
+    "DDFToFixedGrid",
+    "DDFToFixedGridD",
+    "DDFToFixedGridDict",
+    "DDFToFixedGridd",
+    "FillOutsideMask",
+    "FillOutsideMaskD",
+    "FillOutsideMaskDict",
+    "FillOutsideMaskd",
+    "LoadPairD",
+    "LoadPairDict",
+    "LoadPaird",
+    "NormalizeRobust",
+    "NormalizeRobustD",
+    "NormalizeRobustDict",
+    "NormalizeRobustd",
+    "ResampleToFixed",
+    "ResampleToFixedD",
+    "ResampleToFixedDict",
+    "ResampleToFixedd",
+    "SaveRegistrationD",
+    "SaveRegistrationDict",
+    "SaveRegistrationd",
+    "WarpByDDF",
+    "WarpByDDFD",
+    "WarpByDDFDict",
+    "WarpByDDFd",
+    "WarpPoints",
+    "WarpPointsD",
+    "WarpPointsDict",
+    "WarpPointsd",
+    "affine_to_itk",
+    "centre_alignment",
+    "ddf_to_itk_field",
+    "ddf_to_learn2reg",
+    "ddf_to_mm",
+    "grid_voxels",
+    "initial_alignment",
+    "itk_field_to_ddf",
+    "itk_to_affine",
+    "learn2reg_to_ddf",
+    "lps_to_ras_affine",
+    "lps_to_ras_points",
+    "mm_to_ddf",
+    "mm_to_voxel",
+    "moving_voxels",
+    "overlap_fraction",
+    "ras_to_lps_affine",
+    "ras_to_lps_points",
+    "resample_ddf",
+    "total_ddf",
+    "voxel_spacing",
+    "voxel_to_mm",
+    "voxel_to_voxel",
+]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -55,10 +57,10 @@ def test_every_round_averages_each_field_with_the_other_one_along_it(smooth_fiel
 def test_fields_come_closer_to_each_others_inverse_with_every_round(smooth_field):
     fields = two_fields(smooth_field)
 
-    residuals = [residual(*make_inverse_consistent(*fields, rounds)) for rounds in (0, 1, 3, 8, 15)]
+    residuals = [residual(*make_inverse_consistent(*fields, rounds)) for rounds in (0, 1, 2, 5, 15)]
 
-    assert all(after < before / 1.5 for before, after in zip(residuals, residuals[1:], strict=False))
-    assert residuals[-1] < residuals[0] / 50
+    assert all(after < before for before, after in pairwise(residuals))
+    assert residuals[-1] < residuals[0] / 100
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -78,9 +80,10 @@ def test_a_field_and_its_inverse_stay_as_they_are(smooth_field):
 
     forward, backward = make_inverse_consistent(ddf, inverse, 5)
 
-    # up to what linear interpolation of the inverse loses
-    assert (forward - ddf).abs().max() < 0.05
-    assert (backward - inverse).abs().max() < 0.05
+    # up to what linear interpolation loses
+    assert (forward - ddf).abs().mean() < 0.01
+    assert (backward - inverse).abs().mean() < 0.01
+    assert ddf.abs().mean() > 0.2
 
 
 def test_opposite_translations_stay_everywhere_while_compat_loses_them_at_the_border():
@@ -90,7 +93,7 @@ def test_opposite_translations_stay_everywhere_while_compat_loses_them_at_the_bo
     reference, _ = make_inverse_consistent(shift, -shift, compat=True)
 
     torch.testing.assert_close(exact, shift)
-    torch.testing.assert_close(reference[..., 4, 6, 5], shift[..., 4, 6, 5])
+    torch.testing.assert_close(reference[..., 4, 6, 5], shift[..., 4, 6, 5], rtol=1e-3, atol=0)
     corner = reference[0, :, -1, 0, -1] / shift[0, :, -1, 0, -1]
     assert (corner < 0.5).all()
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -44,7 +46,7 @@ def test_the_residual_shrinks_with_every_step(smooth_field):
 
     residuals = [compose_ddf(ddf, invert_ddf(ddf, steps)).abs().mean() for steps in (0, 1, 2, 4, 8)]
 
-    assert all(after < 0.8 * before for before, after in zip(residuals, residuals[1:], strict=False))
+    assert all(after < 0.8 * before for before, after in pairwise(residuals))
 
 
 def test_a_translation_is_inverted_in_every_voxel():

@@ -83,7 +83,7 @@ def test_the_type_of_the_features_is_kept(dtype):
 
 
 def test_features_can_be_learned_through_the_cost():
-    fixed, moving = torch.randn(2, 1, 2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
+    fixed, moving = torch.randn(2, 1, 2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
 
     assert torch.autograd.gradcheck(lambda f, m: ssd_cost_volume(f, m, (1, 0, 1)), (fixed, moving))
 
@@ -93,6 +93,6 @@ def test_golden_labels_cost_and_argmin(golden_convex):
 
     cost = ssd_cost_volume(golden["fixed"], golden["moving"], golden["half_width"], compat=True)
 
-    assert torch.equal(displacement_labels(golden["half_width"], cost), golden["labels"])
+    torch.testing.assert_close(displacement_labels(golden["half_width"], cost), golden["labels"])
     torch.testing.assert_close(cost, golden["cost"], rtol=0, atol=1e-5)
     assert torch.equal(cost.argmin(1), golden["argmin"])

@@ -25,6 +25,11 @@ def interpolate(field, positions):
     return field
 
 
+def stretched(source, target):
+    """Where ``target`` samples lie among ``source`` samples that fill the same extent, per axis."""
+    return [((np.arange(t) + 0.5) * s / t - 0.5, np.arange(s)) for s, t in zip(source, target, strict=True)]
+
+
 def scaled(field, factors):
     return field * np.reshape(factors, (1, 3, 1, 1, 1))
 
@@ -46,8 +51,7 @@ def test_compat_stretches_the_full_cells_over_the_whole_size():
 
     ddf = upsample_ddf(coarse_ddf, SPACING, size, compat=True)
 
-    positions = [((np.arange(n) + 0.5) * cells / n - 0.5, np.arange(cells)) for n, cells in zip(size, (3, 3, 2))]
-    slow = interpolate(coarse_ddf.numpy(), positions)
+    slow = interpolate(coarse_ddf.numpy(), stretched((3, 3, 2), size))
     np.testing.assert_allclose(ddf.numpy(), scaled(slow, SPACING), atol=1e-5)
 
 
@@ -88,10 +92,7 @@ def test_compat_resamples_down_to_the_full_cells():
 
     coarse_ddf = downsample_ddf(ddf, SPACING, compat=True)
 
-    positions = [
-        ((np.arange(n) + 0.5) * extent / n - 0.5, np.arange(extent)) for n, extent in zip((3, 3, 2), (7, 10, 13))
-    ]
-    slow = interpolate(ddf.numpy(), positions)
+    slow = interpolate(ddf.numpy(), stretched((7, 10, 13), (3, 3, 2)))
     np.testing.assert_allclose(coarse_ddf.numpy(), scaled(slow, 1 / np.array(SPACING)), atol=1e-5)
 
 

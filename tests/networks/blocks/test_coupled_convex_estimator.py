@@ -1,0 +1,150 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_reg_ext.networks.blocks.coupled_convex_estimator import CoupledConvexEstimator
+from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
+from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
+
+
+def features_of(*images):
+    return [MindSSC()(image) for image in images]
+
+
+def as_field(cells):
+    return torch.tensor(cells, dtype=torch.float32).view(-1, 3, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(15, "consistent_fwd"), (0, "displacement_fwd")])
+def test_golden_field_with_and_without_inverse_consistency(golden_convex, rounds, expected):
+    estimator = CoupledConvexEstimator(1, golden_convex["half_width"], rounds, compat=True)
+
+    coarse_ddf = estimator(golden_convex["fixed"], golden_convex["moving"])
+
+    torch.testing.assert_close(coarse_ddf, golden_convex[expected], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [0, 15])
+@pytest.mark.parametrize(
+    ("size", "spacing", "cells"),
+    [
+        ((36, 39, 42), (3, 3, 3), (1, -2, 1)),
+        ((37, 40, 44), (3, 3, 4), (-2, 0, 1)),
+        ((41, 35, 45), (3, 2, 4), (-2, 1, 2)),
+    ],
+)
+def test_whole_cells_are_recovered_inside_for_any_size(shifted_pair, interior, rounds, size, spacing, cells):
+    moving, fixed = shifted_pair(size, [count * step for count, step in zip(cells, spacing, strict=True)])
+
+    coarse_ddf = CoupledConvexEstimator(spacing, 2, rounds)(*features_of(fixed, moving))
+
+    assert coarse_ddf.shape[2:] == tuple(-(-extent // step) for extent, step in zip(size, spacing, strict=True))
+    # two cells have left the image, and three boxes of radius 1 carry that further in
+    assert (interior(coarse_ddf, 5) - as_field(cells)).abs().max() < 1e-4
+
+
+def test_items_of_a_batch_are_estimated_independently(shifted_pair, interior):
+    shifts = [(2, -4, 0), (0, 4, -2)]
+    moving, fixed = (torch.cat(views) for views in zip(*(shifted_pair((26, 24, 22), s) for s in shifts), strict=True))
+    estimator = CoupledConvexEstimator(2, 2)
+
+    coarse_ddf = estimator(*features_of(fixed, moving))
+
+    for item in range(2):
+        alone = estimator(*features_of(fixed[item : item + 1], moving[item : item + 1]))
+        torch.testing.assert_close(coarse_ddf[item : item + 1], alone)
+    assert (interior(coarse_ddf, 5) - as_field(shifts) / 2).abs().max() < 1e-4
+
+
+def test_a_displacement_reaches_the_border_that_compat_shrinks(shifted_pair):
+    moving, fixed = shifted_pair((24, 28, 32), (4, 0, -4))
+    features = features_of(fixed, moving)
+
+    exact, reference = (CoupledConvexEstimator(4, 2, 0, compat=compat)(*features) for compat in (False, True))
+
+    # the near face of axis 0 comes from inside the moving image, in the middle of the other axes
+    first_cells = (0, 0, 0, slice(2, 5), slice(3, 6))
+    assert (exact[first_cells] - 1).abs().max() < 0.1
+    assert (reference[first_cells] - 2 / 3).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("rounds", [0, 15])
+def test_identical_and_constant_features_do_not_move(texture, rounds):
+    estimator = CoupledConvexEstimator(3, 2, rounds)
+    textured, constant = MindSSC()(texture((17, 20, 15))), torch.ones(1, 12, 17, 20, 15)
+
+    assert torch.equal(estimator(textured, textured), torch.zeros(1, 3, 6, 7, 5))
+    assert torch.equal(estimator(constant, constant), torch.zeros(1, 3, 6, 7, 5))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("rounds", [0, 15])
+def test_flipped_features_give_the_flipped_field(axis, rounds):
+    fixed, moving = torch.randn(2, 1, 4, 12, 16, 20)
+    estimator = CoupledConvexEstimator((2, 4, 2), (2, 1, 2), rounds)
+
+    flipped_back = estimator(fixed.flip(2 + axis), moving.flip(2 + axis)).flip(2 + axis)
+
+    flipped_back[:, axis] *= -1
+    torch.testing.assert_close(flipped_back, estimator(fixed, moving), rtol=0, atol=1e-5)
+
+
+def test_inverse_consistency_brings_both_directions_together():
+    fixed, moving = torch.randn(2, 1, 4, 12, 16, 20)
+
+    def residual(rounds):
+        estimator = CoupledConvexEstimator(2, 2, rounds)
+        return compose_ddf(estimator(moving, fixed), estimator(fixed, moving)).abs().mean()
+
+    assert residual(15) < residual(0) / 5
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing"),
+    [
+        ((64, 64, 64), 2),
+        ((160, 192, 160), 5),
+        ((200, 200, 200), 6),
+        ((512, 512, 300), 6),
+        ((40, 30, 35), 2),
+        ((100, 110, 120), 3),
+    ],
+)
+def test_without_a_spacing_the_size_decides(size, spacing):
+    assert CoupledConvexEstimator().spacing(size) == (spacing,) * 3
+
+
+def test_the_spacing_of_the_size_is_the_spacing_of_the_field():
+    features = torch.randn(1, 2, 18, 20, 22)
+
+    assert CoupledConvexEstimator(half_width=1)(features, features).shape == (1, 3, 9, 10, 11)
+
+
+@pytest.mark.parametrize(("spacing", "half_width"), [(4, 4), ((4, 4, 8), (2, 2, 2)), (16, 1)])
+def test_a_window_beyond_the_image_is_refused(spacing, half_width):
+    features = torch.zeros(1, 2, 20, 18, 16)
+
+    with pytest.raises(
+        ValueError, match=r"The search reaches \(.*\) voxels to each side, beyond an image of \(20, 18, 16\)"
+    ):
+        CoupledConvexEstimator(spacing, half_width)(features, features)
+
+
+def test_the_largest_window_that_fits_is_searched():
+    features = torch.randn(1, 2, 17, 17, 17)
+
+    assert torch.equal(CoupledConvexEstimator(4, 4)(features, features), torch.zeros(1, 3, 5, 5, 5))
+
+
+def test_a_single_slice_is_searched_in_its_plane(shifted_pair):
+    moving, fixed = (image[..., :1] for image in shifted_pair((28, 24, 1), (4, -2, 0)))
+
+    coarse_ddf = CoupledConvexEstimator((2, 2, 4), (2, 2, 0))(*features_of(fixed, moving))
+
+    assert coarse_ddf.shape == (1, 3, 14, 12, 1)
+    assert (coarse_ddf[..., 5:-5, 5:-5, :] - as_field((2, -1, 0))).abs().max() < 1e-4
