@@ -32,9 +32,10 @@ class SelfConfiguration:
     """Searches the settings of a bundle's network that suit a task, on training pairs: training without weights.
 
     Every trial builds the network of an inference config with other settings, registers all pairs and is measured by
-    :py:class:`TrialEvaluation`. Optuna proposes the settings; the winner has the best geometric mean of ranks over all
-    metrics. Its settings are written as a config file to be merged behind the inference config. An interrupted search
-    goes on where it stopped, because all trials lie in ``study_file``.
+    :py:class:`TrialEvaluation`; the first one keeps the config's own settings as far as they are among the choices.
+    Optuna proposes the others; the winner has the best geometric mean of ranks over all metrics. Its settings are
+    written as a config file to be merged behind the inference config. An interrupted search goes on where it stopped,
+    because all trials lie in ``study_file``.
 
     Args:
         network_config: inference config whose ``network_def`` is to be configured.
@@ -103,21 +104,25 @@ class SelfConfiguration:
         return parser.get_parsed_content("network_def").to(self.device).eval()
 
     def _study(self, evaluation: TrialEvaluation) -> Any:
-        names = (
-            ("dice", "dice_hard", "hd95", "sdlogj") if evaluation.has_labels else ("tre_mm", "tre_hard_mm", "sdlogj")
-        )
         self.study_file.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             storage=f"sqlite:///{self.study_file}",
             study_name="self_configuration",
-            directions=["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names],
+            directions=["minimize" if name in LOWER_IS_BETTER else "maximize" for name in evaluation.metric_names],
             load_if_exists=True,
         )
-        study.set_metric_names(names)
+        study.enqueue_trial(self._own_choices(), skip_if_exists=True)
         # a search that goes on must not repeat the proposals it began with
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), multivariate=True)
         return study
+
+    def _own_choices(self) -> dict[str, int]:
+        """Places of the inference config's own settings among the choices, to be tried first."""
+        parser = ConfigParser()
+        parser.read_config(str(self.network_config))
+        own = {key: parser.get(key) for key in self.search}
+        return {key: choices.index(own[key]) for key, choices in self.search.items() if own[key] in choices}
 
     def _measure(self, trial: Any, evaluation: TrialEvaluation) -> tuple[float, ...]:
         # optuna keeps plain values only, so lists are chosen by their place

@@ -31,6 +31,7 @@ from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd,
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .initial_alignment import centre_alignment, initial_alignment, overlap_fraction
 from .load_pair import LoadPairD, LoadPaird, LoadPairDict
+from .mind_ssc import MindSSCD, MindSSCd, MindSSCDict, MindSSCTransform
 from .normalize_robust import NormalizeRobust, NormalizeRobustD, NormalizeRobustd, NormalizeRobustDict
 from .resample_to_fixed import ResampleToFixed, ResampleToFixedD, ResampleToFixedd, ResampleToFixedDict
 from .save_registration import SaveRegistrationD, SaveRegistrationd, SaveRegistrationDict
@@ -52,6 +53,10 @@ __all__ = [
     "LoadPairD",
     "LoadPairDict",
     "LoadPaird",
+    "MindSSCD",
+    "MindSSCDict",
+    "MindSSCTransform",
+    "MindSSCd",
     "NormalizeRobust",
     "NormalizeRobustD",
     "NormalizeRobustDict",

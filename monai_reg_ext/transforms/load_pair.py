@@ -48,7 +48,7 @@ class LoadPaird(Transform):
 
     Args:
         points_space: what coordinates in point files count: ``"voxel"`` (indices of that side's image, as in
-            Learn2Reg), ``"ras"`` or ``"lps"`` (mm).
+            Learn2Reg), ``"ras"`` or ``"lps"`` (mm). An item's own entry ``points_space`` goes first.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: one line with the key, the file, what is wrong and what to do.
@@ -64,6 +64,7 @@ class LoadPaird(Transform):
         missing = [side for side in SIDES if side not in out]
         if missing:
             raise ValueError(f"a pair needs an image 'fixed' and an image 'moving', {' and '.join(missing)} is absent.")
+        points_space = out.pop("points_space", self.points_space)
         for side in SIDES:
             spacing = out.pop(f"{side}_spacing", None)
             for key, convert in ((side, _as_image), (f"{side}_label", _as_label), (f"{side}_mask", _as_mask)):
@@ -71,16 +72,16 @@ class LoadPaird(Transform):
                     out[key] = _volume(key, out[key], convert, spacing)
             key = f"{side}_points"
             if key in out:
-                out[key] = self._points(key, out[key], out[side].affine)
+                out[key] = self._points(key, out[key], points_space, out[side].affine)
         return out
 
-    def _points(self, key: str, value: Any, affine: torch.Tensor) -> torch.Tensor:
+    def _points(self, key: str, value: Any, space: str, affine: torch.Tensor) -> torch.Tensor:
         if isinstance(value, (str, Path)):
             # imported late: the data room is free to use these transforms
             from monai_reg_ext.data import read_points
 
             try:
-                return read_points(value, space=self.points_space, affine=affine)
+                return read_points(value, space=space, affine=affine)
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{key}: {error}") from None
         return torch.as_tensor(np.asarray(value), dtype=torch.float64)

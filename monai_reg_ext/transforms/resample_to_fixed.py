@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ __all__ = ["ResampleToFixed", "ResampleToFixedD", "ResampleToFixedDict", "Resamp
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 ALIASING_RATIO = 1.5
+AUTO = "auto"
+AUTO_ANISOTROPY = 1.5
+AUTO_VOXELS = 2**24
 
 
 class ResampleToFixed(Transform):
@@ -34,6 +38,8 @@ class ResampleToFixed(Transform):
 
     Args:
         spacing: voxel size of the working grid, mm: one number, three, or ``None`` for the fixed image's own.
+            ``"auto"`` keeps the fixed image's grid unless its voxels are more than 1.5 times longer than wide, which
+            become cubes of the same volume, or more than 16 million, which become so large that no more are left.
         initial: ``"auto"``, ``"headers"``, ``"centres"`` or a ``(4, 4)`` matrix, see :py:func:`initial_alignment`.
         min_overlap: see :py:func:`initial_alignment`.
         outside: intensity beyond the moving image. ``None`` repeats its border, which puts no false edge at the end of
@@ -45,14 +51,14 @@ class ResampleToFixed(Transform):
 
     def __init__(
         self,
-        spacing: float | Sequence[float] | None = None,
+        spacing: float | Sequence[float] | str | None = None,
         initial: str | torch.Tensor | np.ndarray | list = "auto",
         min_overlap: float = 0.25,
         outside: float | None = None,
     ) -> None:
-        self.spacing = None if spacing is None else ensure_tuple_rep(spacing, 3)
-        if self.spacing is not None and not all(size > 0 for size in self.spacing):
-            raise ValueError(f"spacing must be above 0 mm along every axis, got {spacing}.")
+        self.spacing = spacing if spacing is None or spacing == AUTO else ensure_tuple_rep(spacing, 3)
+        if isinstance(self.spacing, tuple) and not all(_is_positive(size) for size in self.spacing):
+            raise ValueError(f"spacing must be {AUTO!r}, None, or above 0 mm along every axis, got {spacing!r}.")
         self.initial = initial
         self.min_overlap = min_overlap
         self.outside = outside
@@ -70,9 +76,10 @@ class ResampleToFixed(Transform):
         """Extent and affine of the working grid; its first voxel's outer corner is the fixed image's."""
         affine = fixed.affine.to(torch.float64)
         size = tuple(fixed.shape[1:])
-        if self.spacing is None:
+        spacing = _auto_spacing(size, affine) if self.spacing == AUTO else self.spacing
+        if spacing is None:
             return size, affine
-        scale = torch.tensor(self.spacing, dtype=torch.float64) / voxel_spacing(affine)
+        scale = torch.tensor(spacing, dtype=torch.float64) / voxel_spacing(affine)
         working = torch.eye(4, dtype=torch.float64)
         working[:3, :3] = torch.diag(scale)
         working[:3, 3] = (scale - 1) / 2
@@ -123,7 +130,7 @@ class ResampleToFixedd(MapTransform):
         fixed_key: str = "fixed",
         moving_keys: KeysCollection = ("moving",),
         label_keys: Sequence[str] = (),
-        spacing: float | Sequence[float] | None = None,
+        spacing: float | Sequence[float] | str | None = None,
         initial: str | torch.Tensor | np.ndarray | list = "auto",
         min_overlap: float = 0.25,
         outside: float | None = None,
@@ -146,6 +153,21 @@ class ResampleToFixedd(MapTransform):
                     out[f"{key}_working"] = self.resampler.labels(out[key], size, affine, start)
         out["initial"] = initial
         return out
+
+
+def _is_positive(size: object) -> bool:
+    return isinstance(size, (int, float)) and size > 0
+
+
+def _auto_spacing(size: Sequence[int], affine: torch.Tensor) -> tuple[float, float, float] | None:
+    own = voxel_spacing(affine)
+    voxels = math.prod(size)
+    anisotropic = (own.max() / own.min()).item() > AUTO_ANISOTROPY
+    if not anisotropic and voxels <= AUTO_VOXELS:
+        return None
+    growth = max(1.0, (voxels / AUTO_VOXELS) ** (1 / 3))
+    cube = own.prod().item() ** (1 / 3)
+    return (growth * cube,) * 3
 
 
 def _without_aliasing(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -48,8 +48,8 @@ def test_a_pair_holds_everything_a_loaded_pair_holds_on_one_flipped_anisotropic_
         "moving": torch.float32,
         "fixed_label": torch.int32,
         "moving_label": torch.int32,
-        "fixed_mask": torch.uint8,
-        "moving_mask": torch.uint8,
+        "fixed_body": torch.uint8,
+        "moving_body": torch.uint8,
     }
     assert sorted(pair) == sorted([*types, "pair", "fixed_points", "moving_points", "true_ddf"])
     assert pair["pair"] == "phantom_fixed__phantom_moving"
@@ -79,9 +79,9 @@ def test_the_true_ddf_carries_every_organ_onto_the_fixed_one(pair):
 
 
 def test_the_true_ddf_carries_body_and_texture_onto_the_fixed_ones(pair):
-    fixed, body = _array(pair, "fixed"), _array(pair, "fixed_mask") > 0
+    fixed, body = _array(pair, "fixed"), _array(pair, "fixed_body") > 0
     ddf = pair["true_ddf"].numpy()
-    warped, warped_body = _warp(_array(pair, "moving"), ddf, order=1), _warp(_array(pair, "moving_mask"), ddf, order=0)
+    warped, warped_body = _warp(_array(pair, "moving"), ddf, order=1), _warp(_array(pair, "moving_body"), ddf, order=0)
 
     liver = scipy.ndimage.binary_erosion(_array(pair, "fixed_label") == 1, iterations=3)
     assert _dice(body, warped_body > 0, True) > 0.99
@@ -122,14 +122,16 @@ def test_points_correspond_exactly_and_lie_in_the_bodies(pair):
     fixed, moving = (
         (pair[f"{side}_points"].numpy() - affine[:3, 3]) / np.diag(affine)[:3] for side in ("fixed", "moving")
     )
-    # cubic splines through the voxels' displacements are exact to a few micrometres where sines are so slow
     moved = fixed + np.stack([scipy.ndimage.map_coordinates(c, fixed.T, order=3) for c in pair["true_ddf"].numpy()], 1)
 
-    np.testing.assert_allclose(moving, moved, atol=5e-3)
+    # cubic splines through the displacements of voxels follow such slow sines, away from where they are mirrored
+    central = ((fixed > 8) & (fixed < np.array([96, 80, 64]) - 9)).all(axis=1)
+    assert central.sum() > 100
+    np.testing.assert_allclose(moving[central], moved[central], atol=1e-3)
     assert np.linalg.norm(pair["moving_points"] - pair["fixed_points"], axis=1).mean() > 3
     for side, voxels in (("fixed", fixed), ("moving", moving)):
         # a point off the voxel centre may leave the body by half a voxel
-        grown = scipy.ndimage.binary_dilation(_array(pair, f"{side}_mask"), iterations=2)
+        grown = scipy.ndimage.binary_dilation(_array(pair, f"{side}_body"), iterations=2)
         assert grown[tuple(voxels.round().astype(int).T)].all()
 
 
@@ -137,7 +139,7 @@ def test_the_largest_displacement_is_as_long_as_asked_in_mm_and_it_vanishes_at_t
     length = np.linalg.norm(displacement_mm, axis=0)
 
     assert length.max() == pytest.approx(20, abs=1e-3)
-    assert 3 < length[_array(pair, "fixed_mask") > 0].mean() < 12
+    assert 3 < length[_array(pair, "fixed_body") > 0].mean() < 12
     for axis in range(3):
         assert np.abs(displacement_mm.take([0, -1], axis=axis + 1)).max() < 1e-4
 
@@ -155,7 +157,7 @@ def test_the_displacement_does_not_fold(seed):
 def test_the_two_scans_differ_in_contrast_and_noise_where_nothing_moves():
     still = phantom_pair(SIZE, SPACING, max_displacement_mm=0)
     difference = _array(still, "fixed") - _array(still, "moving")
-    air = ~scipy.ndimage.binary_dilation(_array(still, "fixed_mask") > 0, iterations=3)
+    air = ~scipy.ndimage.binary_dilation(_array(still, "fixed_body") > 0, iterations=3)
 
     assert not still["true_ddf"].any()
     assert np.array_equal(_array(still, "fixed_label"), _array(still, "moving_label"))

@@ -223,3 +223,25 @@ def test_real_abdomens_overlap_before_registration_as_known(data_dir, initial, d
             a, b = fixed.as_tensor() == label, warped.as_tensor() == label
             scores.append(200 * (a & b).sum().item() / (a.sum() + b.sum()).item())
     assert np.mean(scores) == pytest.approx(dice, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "working"),
+    [
+        ((20, 18, 16), (1.0, 1.2, 1.4), (1.0, 1.2, 1.4)),  # nearly cubes: as they are
+        ((20, 18, 16), (1.0, 1.0, 8.0), (2.0, 2.0, 2.0)),  # cubes of the same volume
+        ((400, 400, 420), (0.5, 0.5, 0.5), (0.794, 0.794, 0.794)),  # 67 million voxels are four times too many
+    ],
+)
+def test_auto_spacing_makes_long_voxels_cubes_and_very_large_images_coarser(size, spacing, working):
+    fixed = image(torch.zeros(1, 1, 1, 1).expand(1, *size), spacing)
+
+    extent, affine = ResampleToFixed(spacing="auto").working_grid(fixed)
+
+    torch.testing.assert_close(voxel_spacing(affine), torch.tensor(working).double(), atol=3e-3, rtol=0)
+    assert np.prod(extent) < 1.05 * 2**24
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match=r"must be 'auto', None, or above 0 mm"):
+        ResampleToFixed(spacing="isotropic")
