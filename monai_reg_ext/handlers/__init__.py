@@ -8,6 +8,8 @@ from .folding_handler import FoldingHandler
 from .learn2reg_dice_handler import Learn2RegDiceHandler
 from .learn2reg_hd95_handler import Learn2RegHD95Handler
 from .pair_metric_handler import PairMetricHandler
+from .report_figure import report_figure
+from .report_handler import ReportHandler
 from .run_recorder import RunRecorder
 from .sdlogj_handler import SDlogJHandler
 from .tre_handler import TREHandler
@@ -17,7 +19,9 @@ __all__ = [
     "Learn2RegDiceHandler",
     "Learn2RegHD95Handler",
     "PairMetricHandler",
+    "ReportHandler",
     "RunRecorder",
     "SDlogJHandler",
     "TREHandler",
+    "report_figure",
 ]

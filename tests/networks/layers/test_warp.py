@@ -126,13 +126,16 @@ def test_large_labels_survive_where_float32_would_round_them():
     assert warp(label, torch.zeros(1, 2, 3, 1), "nearest").flatten().tolist() == label.flatten().tolist()
 
 
-def test_a_half_precision_field_is_followed_in_float32():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_fields_and_coordinates_of_any_precision_are_followed_in_float32(dtype):
     image = torch.arange(3000.0).view(1, 1, 3000, 1)
-    ddf = torch.full((1, 2, 3000, 1), 0.25, dtype=torch.float16)
+    ddf = torch.full((1, 2, 3000, 1), 0.25, dtype=dtype)
 
     warped = warp(image, ddf)
+    first = sample(image, ddf)
 
     torch.testing.assert_close(warped[0, 0, :-1, 0], torch.arange(2999.0) + 0.25, rtol=0, atol=1e-3)
+    torch.testing.assert_close(first, torch.full_like(image, 0.25), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", SIZES)

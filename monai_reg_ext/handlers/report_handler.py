@@ -1,0 +1,78 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from monai_reg_ext.handlers.report_figure import report_figure
+
+__all__ = ["ReportHandler"]
+
+
+class ReportHandler:
+    """Writes ``<output_dir>/<pair>/report.png`` for every registered pair, whole or not at all.
+
+    A pair is its batch item and its output item together: ``pair``, ``fixed``, ``moving``, ``warped`` and ``pred``, and
+    ``fixed_label`` and ``warped_label`` where there are any; see :py:func:`report_figure` for what is drawn. Attach it
+    behind the metric handlers, whose values ``engine.state.output[i]["metrics"]`` become the caption.
+
+    A pair with an ``error``, or without ``pred``, has no report. When a report cannot be made, the error is logged and
+    kept as ``engine.state.output[i]["error"]``, and the run goes on.
+
+    Args:
+        output_dir: folder of the run; made if need be.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.output_dir = Path(output_dir).expanduser()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=False):
+            pair = {**item, **output}
+            if "error" in pair or pair.get("pred") is None:
+                continue
+            try:
+                _write(self.output_dir / pair["pair"] / "report.png", _draw(pair))
+            except Exception as error:  # one pair must not stop the run
+                message = f"report.png could not be made: {error}"
+                engine.logger.error(f"{pair.get('pair', 'a pair')}: {message}")
+                engine.logger.debug("Traceback of the error above:", exc_info=True)
+                output["error"] = message
+
+
+def _draw(pair: Mapping[str, Any]) -> bytes:
+    missing = [key for key in ("pair", "fixed", "moving", "warped") if pair.get(key) is None]
+    if missing:
+        raise ValueError(f"it needs {', '.join(missing)} beside pred. Warp with WarpByDDFd in the postprocessing.")
+    figure = report_figure(
+        *(pair[key] for key in ("fixed", "moving", "warped", "pred")),
+        affine=pair["fixed"].affine,
+        metrics=pair.get("metrics"),
+        title=pair["pair"],
+        fixed_label=pair.get("fixed_label"),
+        warped_label=pair.get("warped_label"),
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished_{path.name}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

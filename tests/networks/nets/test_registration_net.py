@@ -1,0 +1,275 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_reg_ext.networks.blocks.adam_refiner import AdamRefiner
+from monai_reg_ext.networks.blocks.coupled_convex_estimator import CoupledConvexEstimator
+from monai_reg_ext.networks.blocks.feature_stack import FeatureStack
+from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
+from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
+from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
+from monai_reg_ext.networks.layers.upsample_ddf import upsample_ddf
+from monai_reg_ext.networks.layers.warp import warp
+from monai_reg_ext.networks.nets.registration_net import RegistrationNet
+
+SIZE = (36, 30, 42)
+
+
+def convex_adam(spacing=3, half_width=2, iterations=10, features=None, inverse_consistency=15, passes=1):
+    """The method at test size; without iterations, its convex stage alone."""
+    refiner = AdamRefiner(2, iterations) if iterations else None
+    estimator = CoupledConvexEstimator(spacing, half_width, inverse_consistency)
+    return RegistrationNet(features or MindSSC(), estimator, refiner, passes)
+
+
+def as_field(shift):
+    return torch.tensor(shift, dtype=torch.float32).view(-1, 3, 1, 1, 1)
+
+
+def label_map(image):
+    """Four labels, not contiguous, by intensity."""
+    return torch.tensor([0.0, 2, 5, 11])[torch.bucketize(image, torch.tensor([-0.8, 0.0, 0.9]))]
+
+
+@pytest.fixture(scope="module")
+def pair(shifted_pair, smooth_field):
+    """Moving and fixed image side by side, a shift and a smooth deformation apart."""
+    moving, fixed = shifted_pair(SIZE, (4, -3, 2))
+    return torch.cat([warp(moving, smooth_field(SIZE, 2.0)), fixed], 1)
+
+
+@pytest.mark.parametrize("inverse_consistency", [0, 15])
+def test_whole_cells_are_recovered_in_voxels_at_full_size(shifted_pair, interior, inverse_consistency):
+    moving, fixed = shifted_pair((37, 40, 44), (3, -6, 3))
+
+    ddf = convex_adam(iterations=0, inverse_consistency=inverse_consistency)(torch.cat([moving, fixed], 1))
+
+    assert ddf.shape == (1, 3, 37, 40, 44)
+    assert (interior(ddf, 17) - as_field((3, -6, 3))).abs().max() < 1e-3
+
+
+def test_any_shifts_in_a_batch_of_any_size_are_recovered(shifted_pair, interior):
+    shifts = [(4, 5, -2), (-5, 0, 3)]
+    pairs = [shifted_pair((41, 39, 43), shift, seed) for seed, shift in enumerate(shifts)]
+
+    ddf = convex_adam(half_width=3, iterations=40)(torch.cat([torch.cat(pair, 1) for pair in pairs]))
+
+    assert (interior(ddf, 12) - as_field(shifts)).abs().max() < 0.3
+    assert (interior(ddf, 12) - as_field(shifts)).abs().mean() < 0.1
+
+
+def test_the_warped_image_is_nearer_to_the_fixed_one(pair, interior):
+    moving, fixed = pair.chunk(2, 1)
+
+    ddf = convex_adam(iterations=30)(pair)
+
+    def difference(image):
+        return interior(image - fixed, 6).abs().mean()
+
+    assert difference(warp(moving, ddf)) < 0.3 * difference(moving)
+
+
+def test_an_identical_pair_stays_where_it_is(texture):
+    image = texture((30, 26, 34))
+    identical = torch.cat([image, image], 1)
+
+    assert torch.equal(convex_adam(iterations=0)(identical), torch.zeros(1, 3, 30, 26, 34))
+    # Adam's first steps have full length however small the gradient is; they have to die away
+    assert convex_adam(iterations=120)(identical).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("inverse_consistency", [0, 15])
+def test_constant_images_give_a_zero_field(inverse_consistency):
+    constant = torch.cat([torch.full((1, 1, 20, 18, 22), value) for value in (3.0, -7.0)], 1)
+
+    ddf = convex_adam(inverse_consistency=inverse_consistency)(constant)
+
+    assert torch.equal(ddf, torch.zeros(1, 3, 20, 18, 22))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flipped_pair_gives_the_flipped_field(pair, axis):
+    net = convex_adam()
+
+    flipped_back = net(pair.flip(2 + axis)).flip(2 + axis)
+
+    flipped_back[:, axis] *= -1
+    torch.testing.assert_close(flipped_back, net(pair), rtol=0, atol=1e-2)  # Adam blows up rounding
+    assert net(pair).abs().mean() > 1
+
+
+def test_the_contrast_of_one_image_does_not_matter(pair):
+    moving, fixed = pair.chunk(2, 1)
+
+    ddf = convex_adam()(torch.cat([5 - 3 * moving, fixed], 1))
+
+    torch.testing.assert_close(ddf, convex_adam()(pair), rtol=0, atol=1e-2)
+
+
+def test_pairs_of_a_batch_do_not_see_each_other(pair):
+    moving, fixed = pair.chunk(2, 1)
+    swapped = torch.cat([1000 * fixed, moving], 1)
+
+    ddf = convex_adam()(torch.cat([pair, swapped]))
+
+    torch.testing.assert_close(ddf[:1], convex_adam()(pair), rtol=0, atol=1e-2)
+    torch.testing.assert_close(ddf[1:], convex_adam()(swapped), rtol=0, atol=1e-2)
+
+
+def test_the_pair_may_come_as_one_tensor_or_as_two(pair):
+    moving, fixed = pair.chunk(2, 1)
+
+    assert torch.equal(convex_adam().register(moving, fixed), convex_adam()(pair))
+
+
+def test_the_second_pass_registers_the_warped_image_and_is_composed(pair):
+    moving, fixed = pair.chunk(2, 1)
+    net = convex_adam()
+
+    ddf = convex_adam(passes=2)(pair)
+
+    first = net.register(moving, fixed)
+    second = net.register(warp(moving, first), fixed)
+    torch.testing.assert_close(ddf, compose_ddf(first, second))
+    assert second.abs().max() > 0.1
+
+
+def test_without_a_refiner_the_field_is_the_estimate_at_full_size(pair):
+    moving, fixed = pair.chunk(2, 1)
+    estimator = CoupledConvexEstimator((3, 4, 2), 2)
+
+    ddf = RegistrationNet(MindSSC(), estimator)(pair)
+
+    torch.testing.assert_close(ddf, upsample_ddf(estimator(MindSSC()(fixed), MindSSC()(moving)), (3, 4, 2), SIZE))
+
+
+@pytest.mark.parametrize("features", [SemanticFeatures(), FeatureStack([MindSSC(), SemanticFeatures()])])
+def test_labels_alone_or_with_the_scan_are_registered(shifted_pair, interior, features):
+    moving, fixed = shifted_pair((37, 40, 44), (3, -6, 3))
+    if isinstance(features, FeatureStack):
+        channels = [moving, label_map(moving), fixed, label_map(fixed)]
+    else:
+        channels = [label_map(moving), label_map(fixed)]
+
+    ddf = convex_adam(features=features, iterations=0)(torch.cat(channels, 1))
+
+    assert (interior(ddf, 15) - as_field((3, -6, 3))).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_field_is_the_same_where_gradients_are_off(pair, mode):
+    with mode():
+        ddf = convex_adam()(pair)
+
+    assert torch.equal(ddf, convex_adam()(pair))
+
+
+def test_mixed_precision_and_other_types_of_image_give_the_same_float32_field(pair):
+    ddf = convex_adam()(pair)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(convex_adam()(pair), ddf)
+    assert torch.equal(convex_adam()(pair.double()), ddf)
+    whole = (100 * pair).round()
+    assert torch.equal(convex_adam()(whole.to(torch.int16)), convex_adam()(whole))
+    assert ddf.dtype == torch.float32
+
+
+def test_images_may_carry_metadata(pair):
+    ddf = torch.as_tensor(convex_adam()(MetaTensor(pair)))
+
+    assert torch.equal(ddf, convex_adam()(pair))
+
+
+def convex_adam_as_published(iterations):
+    refiner = AdamRefiner(2, iterations, 1.25, compat=True) if iterations else None
+    return RegistrationNet(MindSSC(1, 2, compat=True), CoupledConvexEstimator(6, 4, compat=True), refiner, compat=True)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "mean_tolerance", "max_tolerance"),
+    [
+        (0, 1e-5, 1e-4),
+        # Adam's first steps have full length even where the gradient is only rounding: 1e-6 grows to 1e-4 and more
+        (10, 1e-3, 0.05),
+    ],
+)
+@pytest.mark.parametrize("size", [(48, 42, 54), (50, 45, 56)])
+@pytest.mark.filterwarnings("ignore:Default grid_sample")
+def test_compat_is_the_published_convex_adam(
+    shifted_pair, smooth_field, size, iterations, mean_tolerance, max_tolerance
+):
+    published = pytest.importorskip("convexAdam.convex_adam_MIND")
+    moving, fixed = shifted_pair(size, (6, -5, 4))
+    moving = warp(moving, smooth_field(size, 3.0, 5.0))
+
+    ddf = convex_adam_as_published(iterations).register(moving, fixed)[0].movedim(0, -1).numpy()
+
+    reference = published.convex_adam_pt(
+        fixed[0, 0],
+        moving[0, 0],
+        lambda_weight=1.25 if iterations else 0,
+        selected_niter=iterations,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert np.abs(reference).mean() > 1
+    assert np.abs(ddf - reference).mean() < mean_tolerance
+    assert np.abs(ddf - reference).max() < max_tolerance
+
+
+def test_the_default_does_not_shrink_at_the_border_as_compat_does(pair):
+    constant = torch.ones(1, 3, 12, 10, 14, dtype=torch.float16)
+
+    class Estimate(torch.nn.Module):
+        """Stands in for an estimator that found the same displacement everywhere."""
+
+        def forward(self, fixed, moving):
+            return constant
+
+        def spacing(self, size):
+            return (3, 3, 3)
+
+    exact, reference = (
+        RegistrationNet(MindSSC(), Estimate(), AdamRefiner(3, 0, compat=compat), compat=compat)(pair)
+        for compat in (False, True)
+    )
+
+    torch.testing.assert_close(exact, torch.full((1, 3, *SIZE), 3.0))
+    assert reference[0, 0, 18, 15, 21] == pytest.approx(3)
+    assert reference[0, 0, 0, 0, 0] < 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (1, 3, 8, 8, 8), (2, 8, 8, 8)])
+def test_an_image_that_does_not_split_in_two_is_refused(shape):
+    with pytest.raises(ValueError, match=r"moving and fixed side by side, \(B, 2C, I, J, K\), got shape"):
+        convex_adam()(torch.zeros(shape))
+
+
+def test_images_on_different_grids_are_refused():
+    with pytest.raises(ValueError, match=r"fixed has shape \(1, 1, 20, 22, 24\), moving \(1, 1, 20, 22, 25\)"):
+        convex_adam().register(torch.zeros(1, 1, 20, 22, 25), torch.zeros(1, 1, 20, 22, 24))
+
+
+def test_a_search_larger_than_the_image_is_refused():
+    with pytest.raises(
+        ValueError, match=r"reaches \(24, 24, 24\) voxels to each side, beyond an image of \(40, 40, 20\)"
+    ):
+        convex_adam(spacing=6, half_width=4)(torch.zeros(1, 2, 40, 40, 20))
+
+
+def test_dropped_cells_are_not_mistaken_for_a_smaller_image(pair):
+    with pytest.raises(ValueError, match="Use compat everywhere or nowhere"):
+        RegistrationNet(MindSSC(), CoupledConvexEstimator(4, 2, compat=True))(pair)
+
+
+def test_no_pass_at_all_is_refused():
+    with pytest.raises(ValueError, match="passes >= 1, got 0"):
+        convex_adam(passes=0)
