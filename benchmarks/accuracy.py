@@ -7,7 +7,7 @@
     python benchmarks/accuracy.py --data_dir DATA --task HippocampusMR --settings bundles/convex_adam/configs/X.json
 
 prints a table and appends it to ``--output``. Every method sees the images of the bundle's preprocessing (working grid,
-robust intensities), and its field goes through the same conversion, warp and metrics. Needs ``pip install .[benchmark]``.
+robust intensities), and its field goes through the same conversion, warp and metrics. Needs the extra ``benchmark``.
 """
 
 from __future__ import annotations

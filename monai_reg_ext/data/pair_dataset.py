@@ -10,6 +10,8 @@ from typing import Any
 
 from monai.data import Dataset
 
+from monai_reg_ext.data.error_line import error_line
+
 __all__ = ["PairDataset"]
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class PairDataset(Dataset):
         try:
             return super()._transform(index)
         except Exception as error:
-            name, message = self.data[index]["pair"], _message(error)
+            name, message = self.data[index]["pair"], error_line(error)
             logger.error("pair %s cannot be prepared: %s", name, message)
             logger.debug("pair %s: traceback", name, exc_info=True)
             return {"pair": name, "error": message}
@@ -61,10 +63,3 @@ def _check_pair(index: int, item: Any) -> None:
             f"data[{index}] must be a dictionary with pair, fixed and moving, got {got}. Single subjects are paired "
             "by RandomPairDataset."
         )
-
-
-def _message(error: BaseException) -> str:
-    """The error as its transform raised it, without the layers that ``Compose`` wraps around it."""
-    while isinstance(error, RuntimeError) and str(error).startswith("applying transform") and error.__cause__:
-        error = error.__cause__
-    return str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"

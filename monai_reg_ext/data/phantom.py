@@ -46,7 +46,7 @@ def phantom_pair(
 
     Returns:
         One pair: ``pair``; ``fixed``, ``moving``, ``(1, I, J, K)`` float32 in Hounsfield units; ``fixed_label``,
-        ``moving_label``, int32, organs 1 to 5; ``fixed_body``, ``moving_body``, uint8, inside the skin; ``fixed_points``,
+        ``moving_label``, int32, organs 1 to 5; ``fixed_body``, ``moving_body``, uint8, the body; ``fixed_points``,
         ``moving_points``, ``(200, 3)`` float64 in mm RAS, inside the body; ``true_ddf``, ``(3, I, J, K)`` float32 in
         voxels, with which ``fixed(x)`` is the anatomy of ``moving(x + true_ddf(x))``.
 
