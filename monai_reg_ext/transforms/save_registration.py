@@ -24,16 +24,16 @@ __all__ = ["SaveRegistrationD", "SaveRegistrationDict", "SaveRegistrationd"]
 class SaveRegistrationd(Transform):
     """Write a pair's result under ``<output_dir>/<pair>/``; all of its files appear, or none.
 
-    ======================  ====================  ==============================================================
-    file                    from key              content
-    ======================  ====================  ==============================================================
-    ``warped.nii.gz``       ``warped``            moving image on the fixed grid, float32
-    ``warped_label.nii.gz`` ``warped_label``      moving labels on the fixed grid, smallest integer type
-    ``ddf.nii.gz``          ``pred``              ``(I, J, K, 3)`` float32, voxels: Learn2Reg's form
-    ``field.nii.gz``        ``pred``              ITK displacement field, float32, mm LPS, vector image: SimpleITK,
-                                                  ANTs and Slicer apply it to the original moving image
-    ``uncertainty.nii.gz``  ``uncertainty``       float32, on its own grid
-    ======================  ====================  ==============================================================
+    =======================  ====================  ==============================================================
+    file                     from key              content
+    =======================  ====================  ==============================================================
+    ``warped.nii.gz``        ``warped``            moving image on the fixed grid, float32
+    ``warped_label.nii.gz``  ``warped_label``      moving labels on the fixed grid, smallest integer type
+    ``ddf.nii.gz``           ``pred``              ``(I, J, K, 3)`` float32, voxels: Learn2Reg's form
+    ``field.nii.gz``         ``pred``              ITK displacement field, float32, mm LPS, vector image: SimpleITK,
+                                                   ANTs and Slicer apply it to the original moving image
+    ``uncertainty.nii.gz``   ``uncertainty``       float32, on its own grid
+    =======================  ====================  ==============================================================
 
     ``pred`` is needed and is the total displacement on the fixed grid, with the fixed affine; other keys are written
     where present. The item passes unchanged.

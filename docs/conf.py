@@ -1,0 +1,43 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sphinx settings: ``sphinx-build -W -b html docs docs/_build`` with the package and its extra ``docs`` installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import monai_reg_ext
+
+project = "monai_reg_ext"
+author = "monai_reg_ext contributors"
+copyright = author  # noqa: A001 - Sphinx's name
+version = release = monai_reg_ext.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_inherit_docstrings = False  # torch.nn.Module.forward says nothing about ours
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+napoleon_custom_sections = [("Shape", "notes_style")]
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_sidebars = {"**": []}
+html_theme_options = {"show_prev_next": True, "secondary_sidebar_items": ["page-toc"]}
+
+
+def skip_aliases(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out MONAI's ``...D`` and ``...Dict`` aliases of dictionary transforms."""
+    return True if isinstance(member, type) and what == "module" and member.__name__ != name else None
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", skip_aliases)
