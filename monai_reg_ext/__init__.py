@@ -4,7 +4,7 @@
 
 """Large-deformation medical image registration, made of MONAI parts."""
 
-from . import apps, data, engines, handlers, metrics, networks, transforms
+from . import apps, data, engines, handlers, losses, metrics, networks, transforms
 
-__all__ = ["apps", "data", "engines", "handlers", "metrics", "networks", "transforms"]
+__all__ = ["apps", "data", "engines", "handlers", "losses", "metrics", "networks", "transforms"]
 __version__ = "0.1.0"

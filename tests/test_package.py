@@ -20,6 +20,7 @@ ROOMS = {
     "networks/layers": {"networks/layers"},
     "networks/blocks": {"networks/layers", "networks/blocks"},
     "networks/nets": {"networks/layers", "networks/blocks", "networks/nets"},
+    "losses": {"networks/layers", "networks/blocks", "losses"},
     "metrics": {"networks/layers", "metrics"},
     "transforms": {"networks/layers", "networks/blocks", "transforms", "data"},
     "data": {"networks/layers", "transforms", "data"},
@@ -39,7 +40,13 @@ ROOMS = {
 
 
 def public_classes() -> list[str]:
-    rooms = (monai_reg_ext.apps, monai_reg_ext.data, monai_reg_ext.handlers, monai_reg_ext.metrics)
+    rooms = (
+        monai_reg_ext.apps,
+        monai_reg_ext.data,
+        monai_reg_ext.handlers,
+        monai_reg_ext.metrics,
+        monai_reg_ext.losses,
+    )
     rooms += (monai_reg_ext.transforms, monai_reg_ext.networks.blocks, monai_reg_ext.networks.nets)
     return sorted({name for room in rooms for name in room.__all__ if inspect.isclass(getattr(room, name))})
 

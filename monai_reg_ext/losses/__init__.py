@@ -1,0 +1,9 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from .mind_ssc_loss import MindSSCLoss
+
+__all__ = ["MindSSCLoss"]
