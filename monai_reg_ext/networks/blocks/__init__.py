@@ -4,8 +4,18 @@
 
 from .adam_refiner import AdamRefiner
 from .coupled_convex_estimator import CoupledConvexEstimator
+from .feature_concat import FeatureConcat
 from .feature_stack import FeatureStack
+from .local_normalization import LocalNormalization
 from .mind_ssc import MindSSC
 from .semantic_features import SemanticFeatures
 
-__all__ = ["AdamRefiner", "CoupledConvexEstimator", "FeatureStack", "MindSSC", "SemanticFeatures"]
+__all__ = [
+    "AdamRefiner",
+    "CoupledConvexEstimator",
+    "FeatureConcat",
+    "FeatureStack",
+    "LocalNormalization",
+    "MindSSC",
+    "SemanticFeatures",
+]
