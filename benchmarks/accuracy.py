@@ -61,14 +61,14 @@ def main(
     Args:
         task: a Learn2Reg folder in ``data_dir``, ``LiverMR4D``, or ``phantom``.
         data_dir: folder of the data sets.
-        settings: config files merged behind inference.json for our method, e.g. of the self-configuration.
+        settings: config files, separated by commas, merged behind inference.json for our method.
         methods: ``ours``, ``before`` (no motion), ``convexAdam``.
         limit: at most so many pairs.
         output: Markdown file that the table is appended to.
         overrides: config ids of inference.json, e.g. ``--initial centres``.
     """
     set_determinism(0)
-    settings, methods = ((value,) if isinstance(value, str) else tuple(value) for value in (settings, methods))
+    settings, methods = (_names(value) for value in (settings, methods))
     bundle = ConfigParser()
     bundle.read_config([str(CONFIGS / "inference.json"), *settings])
     bundle.update({"bundle_root": str(CONFIGS.parent), **overrides})
@@ -88,6 +88,10 @@ def main(
     if output:
         with Path(output).open("a") as file:
             file.write(table)
+
+
+def _names(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    return tuple(name for name in value.split(",") if name) if isinstance(value, str) else tuple(value)
 
 
 def _pairs(task: str, data_dir: Path, image_from: str, limit: int | None) -> Iterator[dict[str, Any]]:

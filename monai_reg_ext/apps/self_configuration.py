@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
-from monai.utils import optional_import
+from monai.utils import ensure_tuple, optional_import
 from torch import nn
 
 from monai_reg_ext.apps.trial_evaluation import TrialEvaluation
 from monai_reg_ext.data import whole_file
+from monai_reg_ext.data.error_line import error_line
 from monai_reg_ext.metrics import LOWER_IS_BETTER, rank_scores
 
 optuna, _ = optional_import("optuna")
@@ -26,6 +27,9 @@ optuna, _ = optional_import("optuna")
 __all__ = ["SelfConfiguration"]
 
 logger = logging.getLogger(__name__)
+
+# settings that ask too much of the images' size or of the memory are no reason to stop
+UNFIT = (ValueError, torch.OutOfMemoryError)
 
 
 class SelfConfiguration:
@@ -35,10 +39,10 @@ class SelfConfiguration:
     :py:class:`TrialEvaluation`; the first one keeps the config's own settings as far as they are among the choices.
     Optuna proposes the others; the winner has the best geometric mean of ranks over all metrics. Its settings are
     written as a config file to be merged behind the inference config. An interrupted search goes on where it stopped,
-    because all trials lie in ``study_file``.
+    because all trials lie in ``study_file``; a trial that did not end is made up for.
 
     Args:
-        network_config: inference config whose ``network_def`` is to be configured.
+        network_config: inference config, or several to be merged, whose ``network_def`` is to be configured.
         search: choices by config id, e.g. ``{"network_def#estimator#grid_spacing": [2, 3, 4]}``.
         dataset: prepared training pairs, see :py:class:`TrialEvaluation`.
         postprocessing: see :py:class:`TrialEvaluation`.
@@ -58,7 +62,7 @@ class SelfConfiguration:
 
     def __init__(
         self,
-        network_config: str | Path,
+        network_config: str | Path | Sequence[str | Path],
         search: Mapping[str, Sequence[Any]],
         dataset: Iterable[Mapping[str, Any]],
         postprocessing: Any,
@@ -71,7 +75,7 @@ class SelfConfiguration:
         seed: int = 0,
         description: str = "",
     ) -> None:
-        self.network_config = Path(network_config)
+        self.network_config = [str(path) for path in ensure_tuple(network_config)]
         self.search = {key: list(choices) for key, choices in search.items()}
         self.dataset = dataset
         self.postprocessing = postprocessing
@@ -85,42 +89,75 @@ class SelfConfiguration:
         self.description = description
 
     def run(self) -> dict[str, Any]:
-        """Run the trials that are missing, write the winner's settings and return them."""
+        """Run the trials that are missing, write the winner's settings and return them.
+
+        Raises:
+            ValueError: for pairs that cannot be measured, limits on something that is not, and a ``study_file`` of
+                another search.
+            RuntimeError: when no trial succeeded.
+        """
         evaluation = TrialEvaluation(self.dataset, self.postprocessing)
+        self._check_limits(evaluation)
         study = self._study(evaluation)
-        done = sum(trial.state.is_finished() for trial in study.trials)
+        done = sum(_has_ended(trial) for trial in study.trials)
         logger.info("%d of %d trials are done", done, self.max_epochs)
-        # sizes that do not fit a search window, for example, are no reason to stop
         study.optimize(
-            lambda trial: self._measure(trial, evaluation), n_trials=max(0, self.max_epochs - done), catch=(ValueError,)
+            lambda trial: self._measure(trial, evaluation), n_trials=max(0, self.max_epochs - done), catch=UNFIT
         )
         return self._finish(study)
 
     def network(self, settings: Mapping[str, Any]) -> nn.Module:
         """The network of the inference config with other settings."""
         parser = ConfigParser()
-        parser.read_config(str(self.network_config))
+        parser.read_config(self.network_config)
         parser.update(dict(settings))
         return parser.get_parsed_content("network_def").to(self.device).eval()
 
     def _study(self, evaluation: TrialEvaluation) -> Any:
         self.study_file.parent.mkdir(parents=True, exist_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings of refused trials are tracebacks
         study = optuna.create_study(
             storage=f"sqlite:///{self.study_file}",
             study_name="self_configuration",
             directions=["minimize" if name in LOWER_IS_BETTER else "maximize" for name in evaluation.metric_names],
             load_if_exists=True,
         )
-        study.enqueue_trial(self._own_choices(), skip_if_exists=True)
+        self._check_task(study, evaluation)
         # a search that goes on must not repeat the proposals it began with
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials), multivariate=True)
+        self._enqueue_own_choices(study)
         return study
+
+    def _check_limits(self, evaluation: TrialEvaluation) -> None:
+        unknown = sorted(set(self.limits) - set(evaluation.metric_names))
+        if unknown:
+            raise ValueError(f"limits must be on {evaluation.metric_names}, which is what is measured, got {unknown}.")
+
+    def _check_task(self, study: Any, evaluation: TrialEvaluation) -> None:
+        """Refuse to go on with the trials of another search; their figures and choices mean something else."""
+        task = {
+            "pairs": [pair["pair"] for pair in evaluation.pairs],
+            "metrics": list(evaluation.metric_names),
+            "search": self.search,
+        }
+        if study.user_attrs.get("task", task) != task:
+            raise ValueError(
+                f"{self.study_file} holds the trials of another search, with other pairs, metrics or choices. Give "
+                "another study_file, or remove this one to start anew."
+            )
+        study.set_user_attr("task", task)
+
+    def _enqueue_own_choices(self, study: Any) -> None:
+        own = self._own_choices()
+        queue = study.get_trials(states=(optuna.trial.TrialState.WAITING,))
+        # optuna's skip_if_exists would also count a trial that was interrupted
+        if all(trial.user_attrs.get("own_choices") != own for trial in [*queue, *filter(_has_ended, study.trials)]):
+            study.enqueue_trial(own, user_attrs={"own_choices": own})
 
     def _own_choices(self) -> dict[str, int]:
         """Places of the inference config's own settings among the choices, to be tried first."""
         parser = ConfigParser()
-        parser.read_config(str(self.network_config))
+        parser.read_config(self.network_config)
         own = {key: parser.get(key) for key in self.search}
         return {key: choices.index(own[key]) for key, choices in self.search.items() if own[key] in choices}
 
@@ -130,7 +167,12 @@ class SelfConfiguration:
         trial.set_user_attr("settings", settings)
         network = self.network(settings)
         start = time.perf_counter()
-        values = evaluation(lambda image: self.inferer(image.to(self.device), network))
+        try:
+            values = evaluation(lambda image: self.inferer(image.to(self.device), network))
+        except UNFIT as error:
+            trial.set_user_attr("refused", error_line(error))
+            logger.warning("trial %d is refused: %s %s", trial.number, error_line(error), settings)
+            raise
         seconds = (time.perf_counter() - start) / len(evaluation.pairs)
         trial.set_user_attr("values", values)
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -156,6 +198,7 @@ class SelfConfiguration:
                 "seed": self.seed,
                 "training_pairs": winner.user_attrs["values"],
             },
+            **self._configs_behind_the_first(),
             **winner.user_attrs["settings"],
         }
         with whole_file(self.settings_file) as path:
@@ -163,8 +206,19 @@ class SelfConfiguration:
         logger.info("trial %d wins: %s; settings in %s", winner.number, found, self.settings_file)
         return found
 
+    def _configs_behind_the_first(self) -> dict[str, Any]:
+        """What the further network configs say, so that the settings need nothing but the first one."""
+        return {
+            key: value for path in self.network_config[1:] for key, value in ConfigParser.load_config_file(path).items()
+        }
+
     def _admissible(self, values: Mapping[str, float]) -> bool:
         return all(
             values[name] <= limit if name in LOWER_IS_BETTER else values[name] >= limit
             for name, limit in self.limits.items()
         )
+
+
+def _has_ended(trial: Any) -> bool:
+    """Whether a trial was measured or refused, and not interrupted."""
+    return not {"values", "refused"}.isdisjoint(trial.user_attrs)

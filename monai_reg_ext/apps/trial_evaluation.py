@@ -34,7 +34,7 @@ class TrialEvaluation:
         postprocessing: turns ``pred`` into the total field on the fixed grid and, with labels, adds ``warped_label``.
 
     Raises:
-        ValueError: when there are no pairs, or a pair has neither labels nor points.
+        ValueError: when there are no pairs, or a pair has neither labels in common nor points.
     """
 
     def __init__(self, pairs: Iterable[Mapping[str, Any]], postprocessing: Callable) -> None:
@@ -47,6 +47,9 @@ class TrialEvaluation:
             raise ValueError("some pairs have label maps, others only points. Give pairs of one kind.")
         self.has_labels = kinds == {"labels"}
         self.before = [self._errors(self._finished(pair, _no_motion(pair["image"]))) for pair in self.pairs]
+        for pair, errors in zip(self.pairs, self.before, strict=True):
+            if errors.size == 0:
+                raise ValueError(f"pair {pair.get('pair')}: there is no label in common, or no point, to measure by.")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -58,12 +61,12 @@ class TrialEvaluation:
         """Means over the pairs; ``register`` takes ``(1, 2C, I, J, K)`` and gives a ddf ``(1, 3, I, J, K)``."""
         finished = [self._finished(pair, register(pair["image"][None])[0].cpu()) for pair in self.pairs]
         errors = [self._errors(pair) for pair in finished]
-        means = float(np.mean([np.nanmean(values) for values in errors]))
+        means = float(np.mean([values.mean() for values in errors]))
         hardest = self._mean_of_hardest(np.concatenate(errors))
         sdlogj = float(np.mean([compute_sdlogj(pair["pred"][None].as_tensor()).item() for pair in finished]))
         if not self.has_labels:
             return {"tre_mm": means, "tre_hard_mm": hardest, "sdlogj": sdlogj}
-        hd95 = float(np.mean([np.nanmean(_measure(compute_learn2reg_hd95, pair)) for pair in finished]))
+        hd95 = float(np.mean([_measure(compute_learn2reg_hd95, pair).mean() for pair in finished]))
         return {"dice": 100 * (1 - means), "dice_hard": 100 * (1 - hardest), "hd95": hd95, "sdlogj": sdlogj}
 
     def _finished(self, pair: Mapping[str, Any], ddf: torch.Tensor) -> dict[str, Any]:
@@ -78,9 +81,8 @@ class TrialEvaluation:
 
     def _mean_of_hardest(self, errors: np.ndarray) -> float:
         before = np.concatenate(self.before)
-        known = np.flatnonzero(~np.isnan(before))
-        count = max(1, round(HARD_FRACTION * len(known)))
-        return float(np.nanmean(errors[known[np.argsort(-before[known], kind="stable")[:count]]]))
+        count = max(1, round(HARD_FRACTION * len(before)))
+        return float(errors[np.argsort(-before, kind="stable")[:count]].mean())
 
 
 def _kind(pair: Mapping[str, Any]) -> str:

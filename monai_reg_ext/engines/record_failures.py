@@ -9,6 +9,8 @@ from typing import Any
 
 from monai.engines import Evaluator
 
+from monai_reg_ext.data.error_line import error_line
+
 __all__ = ["record_failures"]
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def record_failures(engine: Evaluator, batchdata: dict[str, Any]) -> list[dict[s
     try:
         return engine._iteration(engine, batchdata)
     except Exception as error:
-        message = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+        message = error_line(error)
         logger.error("pair %s failed: %s", ", ".join(names), message)
         logger.debug("traceback:", exc_info=True)
         return _failed(engine, names, [message] * len(names))

@@ -31,7 +31,8 @@ QUANTILES = {"dice30": "dice", "hd9530": "hd95", "sdlogj30": "sdlogj", "tre30_mm
 class RunRecorder:
     """Writes what a run has measured: ``metrics.csv`` with a row per pair, and ``summary.json``.
 
-    The table grows with every pair, and both files are replaced as a whole. Attach it behind the metric handlers.
+    The table grows with every pair, and both files are replaced as a whole. Attach it behind the metric handlers; their
+    values that are none of ours have columns too, but stay out of the summary.
     ``seconds`` is the network's time for a pair, without reading and writing files.
 
     Args:
@@ -64,7 +65,7 @@ class RunRecorder:
 
     def summary(self) -> dict[str, Any]:
         """The run in figures: means over the pairs, their spread, and Learn2Reg's quantiles; null without values."""
-        means = {f"{name}": self._statistic(name, "mean") for name in (*METRICS, "seconds")}
+        means = {name: self._statistic(name, "mean") for name in (*METRICS, "seconds")}
         spreads = {f"{name}_std": self._statistic(name, "std") for name in METRICS}
         quantiles = {key: self._statistic(name, "30") for key, name in QUANTILES.items()}
         return {
@@ -86,6 +87,7 @@ class RunRecorder:
     def _start_run(self, engine: Engine) -> None:
         self.rows.clear()
         self._write_table()
+        (self.output_dir / "summary.json").unlink(missing_ok=True)  # an earlier run's does not belong to this table
 
     def _start_clock(self, engine: Engine) -> None:
         self._seconds, self._started = math.nan, time.perf_counter()
@@ -104,8 +106,9 @@ class RunRecorder:
         self._write_table()
 
     def _write_table(self) -> None:
+        columns = dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)])
         with whole_file(self.output_dir / "metrics.csv") as path, path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(
                 {key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
