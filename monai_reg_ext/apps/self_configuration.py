@@ -51,8 +51,9 @@ class SelfConfiguration:
         device: where the network runs.
         study_file: SQLite file of the trials.
         settings_file: JSON file for the chosen settings.
-        limits: largest (or, for Dice, smallest) admissible means by metric, e.g. ``{"sdlogj": 0.05}``; when no trial
-            keeps them all, they are ignored with a warning.
+        limits: largest (or, for Dice, smallest) admissible means by metric, e.g. ``{"sdlogj": 0.05}``. A metric with a
+            limit is a condition and takes no part in the ranks; when no trial keeps all limits, they are ignored with
+            a warning.
         seed: of the proposals.
         description: what was searched on, kept in the settings file.
 
@@ -184,10 +185,10 @@ class SelfConfiguration:
         if not complete:
             raise RuntimeError("no trial succeeded; see the log for the reasons, and mend the search space.")
         candidates = [trial for trial in complete if self._admissible(trial.user_attrs["values"])]
-        if not candidates:
+        names = [name for name in complete[0].user_attrs["values"] if name not in self.limits]
+        if not candidates or not names:
             logger.warning("no trial keeps the limits %s, which are ignored", self.limits)
-            candidates = complete
-        names = complete[0].user_attrs["values"]
+            candidates, names = complete, list(complete[0].user_attrs["values"])
         scores = rank_scores({name: [trial.user_attrs["values"][name] for trial in candidates] for name in names})
         winner = candidates[int(scores.argmax())]
         found = {

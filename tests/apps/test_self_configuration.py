@@ -264,6 +264,7 @@ class TableEvaluation:
         ({}, 3, False),
         ({"hd95": 3.0, "sdlogj": 0.02}, 3, False),  # kept if just reached
         ({"dice": 75.0}, 2, False),  # a lower limit
+        ({"hd95": 5.0, "sdlogj": 0.09}, 2, False),  # with limits of their own they do not rank: Dice decides
         ({"dice": 72.0, "sdlogj": 0.05}, 3, True),
     ],
 )
