@@ -133,6 +133,15 @@ def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
     assert float(row["dice"]) > float(row["dice_before"]) + 10
 
 
+@pytest.mark.parametrize("settings", ["same_modality.json", "HippocampusMR.json", "LPBA40.json"])
+def test_settings_merge_behind_inference_and_register(bundle, files, tmp_path, settings):
+    run(bundle, "inference.json", "evaluate.json", settings, output_dir=str(tmp_path), **files, **SMALL)
+
+    (row,) = table(tmp_path)
+    assert row["error"] == ""
+    assert float(row["dice"]) > float(row["dice_before"]) + 10
+
+
 def test_one_bad_pair_is_recorded_while_the_others_go_on(bundle, files, tmp_path):
     pairs = [
         {"pair": "good", "fixed": files["fixed"], "moving": files["moving"]},
