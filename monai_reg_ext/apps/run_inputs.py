@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_reg_ext.data import pair_list, whole_file
+from monai_reg_ext.data.error_line import error_line
 
-__all__ = ["pairs_or_exit", "prepare_output"]
+__all__ = ["pairs_or_exit", "prepare_output", "run_or_exit"]
 
 
 def pairs_or_exit(
@@ -46,3 +47,15 @@ def prepare_output(output_dir: str | Path) -> None:
         (Path(output_dir).expanduser() / ".writable").unlink()
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def run_or_exit(trainer: Any) -> Any:
+    """Run a trainer; pairs that cannot be loaded or measured end the process with one line instead of a traceback.
+
+    Raises:
+        SystemExit: with the message of what is wrong.
+    """
+    try:
+        return trainer.run()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error_line(error)}") from None

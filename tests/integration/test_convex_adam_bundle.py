@@ -301,6 +301,16 @@ def test_training_pairs_choose_settings_that_inference_takes(bundle, tmp_path):
     assert network.refiner.iterations == chosen["network_def#refiner#iterations"]
 
 
+def test_training_on_a_file_that_is_missing_ends_with_one_line(bundle, files, tmp_path):
+    pair = {"pair": "absent", "fixed": files["fixed"], "moving": str(tmp_path / "absent.nii.gz")}
+    overrides = {"study_file": str(tmp_path / "study.db"), "settings_file": str(tmp_path / "settings.json")}
+
+    with pytest.raises(SystemExit, match=r"error: .*absent.nii.gz"):
+        run(bundle, "train.json", kind="train", pairs=[pair], output_dir=str(tmp_path), **overrides)
+
+    assert not (tmp_path / "settings.json").exists()
+
+
 def test_three_trials_on_three_real_training_pairs_choose_settings(bundle, data_dir, tmp_path):
     overrides = {"study_file": str(tmp_path / "study.db"), "settings_file": str(tmp_path / "HippocampusMR.json")}
     inputs = {"dataset_dir": str(data_dir / "HippocampusMR"), "task": "HippocampusMR", "num_pairs": 3, "max_trials": 3}
