@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from .folding_handler import FoldingHandler
+from .inverse_consistency_handler import InverseConsistencyHandler
 from .learn2reg_dice_handler import Learn2RegDiceHandler
 from .learn2reg_hd95_handler import Learn2RegHD95Handler
 from .pair_metric_handler import PairMetricHandler
@@ -16,6 +17,7 @@ from .tre_handler import TREHandler
 
 __all__ = [
     "FoldingHandler",
+    "InverseConsistencyHandler",
     "Learn2RegDiceHandler",
     "Learn2RegHD95Handler",
     "PairMetricHandler",
