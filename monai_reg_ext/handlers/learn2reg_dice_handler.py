@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 
 from monai_reg_ext.handlers.pair_metric_handler import PairMetricHandler
 from monai_reg_ext.metrics import Learn2RegDiceMetric
-from monai_reg_ext.networks.layers.warp import identity_grid, sample
+from monai_reg_ext.transforms import ResampleToFixed
 
 __all__ = ["Learn2RegDiceHandler"]
 
@@ -35,18 +34,10 @@ class Learn2RegDiceHandler(PairMetricHandler):
 
     def measure(self, pair: Mapping[str, Any]) -> dict[str, float]:
         warped, fixed, moving = (pair[key] for key in self.required)
-        before = _on_fixed_grid(moving, fixed)
+        before = ResampleToFixed().labels(
+            moving, fixed.shape[1:], fixed.affine.cpu(), torch.eye(4, dtype=torch.float64)
+        )
         return {
             "dice": 100 * self.metric_fn.compute_pair(warped, fixed, moving).item(),
             "dice_before": 100 * self.metric_fn.compute_pair(before, fixed, moving).item(),
         }
-
-
-def _on_fixed_grid(moving_label: MetaTensor, fixed_label: MetaTensor) -> torch.Tensor:
-    fixed_affine, moving_affine = (label.affine.double().cpu() for label in (fixed_label, moving_label))
-    if moving_label.shape == fixed_label.shape and torch.allclose(fixed_affine, moving_affine):
-        return moving_label
-    to_moving = torch.linalg.solve(moving_affine, fixed_affine).to(moving_label.device, torch.float32)
-    voxels = identity_grid(fixed_label.shape[1:], moving_label)
-    coordinates = torch.einsum("dc,bc...->bd...", to_moving[:3, :3], voxels) + to_moving[:3, 3].reshape(1, 3, 1, 1, 1)
-    return sample(moving_label[None], coordinates, mode="nearest", padding="zeros")[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from monai_reg_ext.data import whole_file
 from monai_reg_ext.handlers.report_figure import report_figure
 
 __all__ = ["ReportHandler"]
@@ -43,7 +44,9 @@ class ReportHandler:
             if "error" in pair or pair.get("pred") is None:
                 continue
             try:
-                _write(self.output_dir / pair["pair"] / "report.png", _draw(pair))
+                content = _draw(pair)
+                with whole_file(self.output_dir / pair["pair"] / "report.png") as path:
+                    path.write_bytes(content)
             except Exception as error:  # one pair must not stop the run
                 message = f"report.png could not be made: {error}"
                 engine.logger.error(f"{pair.get('pair', 'a pair')}: {message}")
@@ -66,13 +69,3 @@ def _draw(pair: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished_{path.name}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
