@@ -17,8 +17,9 @@ import monai_reg_ext
 PACKAGE = Path(monai_reg_ext.__file__).parent
 # what each room may import from the rooms of the package, itself included
 ROOMS = {
-    "networks/layers": {"networks/layers"},
-    "networks/blocks": {"networks/layers", "networks/blocks"},
+    "networks/kernels": {"networks/kernels"},
+    "networks/layers": {"networks/kernels", "networks/layers"},
+    "networks/blocks": {"networks/kernels", "networks/layers", "networks/blocks"},
     "networks/nets": {"networks/layers", "networks/blocks", "networks/nets"},
     "losses": {"networks/layers", "networks/blocks", "losses"},
     "metrics": {"networks/layers", "metrics"},

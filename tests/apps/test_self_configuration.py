@@ -146,7 +146,7 @@ def test_the_settings_of_the_winner_merge_behind_the_inference_config(real, phan
         HALF_WIDTH: [1, 2],
         "network_def#estimator#grid_spacing": [3, 4],
         WIDTHS: [[3, 3], [3, 3, 3]],
-        "network_def#refiner#final_widths": [[], [3]],  # which the inference config leaves to its default
+        "network_def#final_widths": [[], [3]],  # which the inference config leaves to its default
     }
     configuration = real(3, search)
 
@@ -184,13 +184,13 @@ def test_the_first_trial_has_the_configs_own_settings(configuration, tmp_path):
 
 
 def test_own_settings_that_are_no_choice_or_left_to_a_default_are_proposed_for(configuration, tmp_path):
-    search = {HALF_WIDTH: [7, 8], WIDTHS: [[3, 3, 3], [3], [5], [7]], "network_def#refiner#final_widths": [[3]]}
+    search = {HALF_WIDTH: [7, 8], WIDTHS: [[3, 3, 3], [3], [5], [7]], "network_def#final_widths": [[3]]}
 
     found = configuration(1, search).run()
 
     assert found[HALF_WIDTH] in (7, 8)
     assert found[WIDTHS] == [3, 3, 3]
-    assert found["network_def#refiner#final_widths"] == [3]
+    assert found["network_def#final_widths"] == [3]
 
 
 def test_the_winner_has_the_best_rank_score(configuration, tmp_path):
@@ -301,7 +301,7 @@ def test_a_window_larger_than_the_image_does_not_stop_the_search(real, tmp_path,
     assert found["self_configuration"]["trials"] == 2
     assert found[HALF_WIDTH] in (1, 2)
     (warning,) = caplog.messages  # and no traceback
-    assert warning.startswith("trial 1 is refused: The search reaches (80, 80, 80) voxels")
+    assert warning.startswith("trial 1 is refused: half_width=(20, 20, 20) reaches beyond")
 
 
 def failing(errors: dict[int, BaseException]):

@@ -222,7 +222,7 @@ BAD_INPUTS = {
     "points outside": (lambda p: {"fixed_points": _points(p), "moving_points": _points(p)}, "outside"),
     "smaller than the search": (
         lambda p: {"fixed": _image(p / "a.nii.gz", _noise(5, 6, 5)), "moving": _image(p / "b.nii.gz", _noise(5, 6, 5))},
-        "search",
+        "half_width",
     ),
 }
 

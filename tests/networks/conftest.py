@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def _texture(size, smoothness=1.5, seed=0):
@@ -68,3 +72,60 @@ def golden_convex(golden_dir):
         "half_width": (int(arrays["half_width"]),) * 3,
         "labels": torch.from_numpy(arrays["mesh"]).T,
     }
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Largest number of values in memory under any one tensor that an operation gives."""
+
+    values = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, torch.Tensor):
+                self.values = max(self.values, result.untyped_storage().nbytes() // result.element_size())
+        return results
+
+
+@pytest.fixture
+def largest_tensor():
+    """``with largest_tensor() as largest: ...``, then ``largest.values``: size of the largest result."""
+    return _LargestTensor
+
+
+@pytest.fixture
+def thin_slabs(monkeypatch):
+    """What torch computes slab by slab is so in the thinnest slabs that there are; no compiled kernels."""
+    monkeypatch.setenv("MONAI_REG_NUMBA", "0")
+    monkeypatch.setattr(importlib.import_module("monai_reg_ext.networks.layers.pool_to_grid"), "_CPU_SLAB", 1)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """``compiled(call)``: the call's result, which must come from the compiled kernels."""
+    pytest.importorskip("numba", reason="numba is not installed: there are no compiled kernels")
+    from monai_reg_ext.networks.kernels import runtime
+
+    def run(call):
+        loaded = []
+        with monkeypatch.context() as patch:
+            patch.setenv("MONAI_REG_NUMBA", "1")
+            load = runtime._load
+            patch.setattr(runtime, "_load", lambda name: loaded.append(name) or load(name))
+            result = call()
+        assert loaded, "the call never asked for a compiled kernel"
+        return result
+
+    return run
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """``plain(call)``: the call's result without compiled kernels."""
+
+    def run(call):
+        with monkeypatch.context() as patch:
+            patch.setenv("MONAI_REG_NUMBA", "0")
+            return call()
+
+    return run

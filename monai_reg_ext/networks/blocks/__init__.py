@@ -4,6 +4,7 @@
 
 from .adam_refiner import AdamRefiner
 from .coupled_convex_estimator import CoupledConvexEstimator
+from .feature_block import FeatureBlock
 from .feature_concat import FeatureConcat
 from .feature_stack import FeatureStack
 from .local_normalization import LocalNormalization
@@ -13,6 +14,7 @@ from .semantic_features import SemanticFeatures
 __all__ = [
     "AdamRefiner",
     "CoupledConvexEstimator",
+    "FeatureBlock",
     "FeatureConcat",
     "FeatureStack",
     "LocalNormalization",

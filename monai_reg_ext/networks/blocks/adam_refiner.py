@@ -10,13 +10,12 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
-from monai_reg_ext.networks.layers.box_filter import box_filter
-from monai_reg_ext.networks.layers.compat import reference_stretch
-from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
-from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, upsample_ddf
-from monai_reg_ext.networks.layers.warp import identity_grid, sample
+from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
+from monai_reg_ext.networks.layers.feature_energy import FeatureEnergy
 
 __all__ = ["AdamRefiner"]
+
+_STALL_WINDOW = 10
 
 
 class AdamRefiner(nn.Module):
@@ -26,18 +25,19 @@ class AdamRefiner(nn.Module):
     values :math:`\theta` of the smoothed field :math:`s = \text{box}(\theta)`, both counted in cells.
 
     Args:
-        grid_spacing: voxels per cell of the optimised field and of the pooled features.
+        grid_spacing: voxels per cell of the grid on which it works.
         iterations: Adam steps; 0 only smooths the given field.
         regularization: weight :math:`\lambda` of the squared differences between neighbouring cells.
         smooth_widths: box filters that turn control values into the field; more or wider boxes, smoother fields.
-        final_widths: box filters over the result at full resolution; none by default.
         learning_rate: Adam's step, in cells.
-        compat: convexAdam's borders and sampling, its factor 12 whatever the number of channels, its dropped tails,
-            and its result before the last step.
+        tolerance: stop early when ten steps lower the energy by less than this fraction of it; ``None`` never stops.
+            Makes a GPU wait for its host every ten steps.
+        compat: convexAdam's borders and sampling, its factor 12 whatever the number of channels, and its result before
+            the last step.
 
     Shape:
-        - fixed, moving: ``(B, F, I, J, K)`` features of one grid.
-        - ddf, output: ``(B, 3, I, J, K)`` in voxels.
+        - fixed, moving: ``(B, F, i, j, k)`` features pooled to the cells of :py:meth:`spacing`.
+        - coarse_ddf, output: ``(B, 3, i, j, k)`` in cells.
 
     Source: ConvexAdam, Adam instance optimisation.
     """
@@ -48,8 +48,8 @@ class AdamRefiner(nn.Module):
         iterations: int = 80,
         regularization: float = 1.25,
         smooth_widths: Sequence[int] = (3, 3, 3),
-        final_widths: Sequence[int] = (),
         learning_rate: float = 1.0,
+        tolerance: float | None = None,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -57,43 +57,43 @@ class AdamRefiner(nn.Module):
         self.iterations = iterations
         self.regularization = regularization
         self.smooth_widths = tuple(smooth_widths)
-        self.final_widths = tuple(final_widths)
         self.learning_rate = learning_rate
+        self.tolerance = tolerance
         self.compat = compat
 
-    def forward(self, fixed: torch.Tensor, moving: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+    def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Voxels per cell along each axis for an image of this size."""
+        return self.grid_spacing
+
+    def forward(self, fixed: torch.Tensor, moving: torch.Tensor, coarse_ddf: torch.Tensor) -> torch.Tensor:
         # results leave the graph: the network in front is not trained through the optimisation
-        fixed, moving = (pool_to_grid(f.detach().float(), self.grid_spacing, self.compat) for f in (fixed, moving))
-        control_values = downsample_ddf(ddf.detach().float(), self.grid_spacing, self.compat)
-        with torch.inference_mode(False), torch.enable_grad():
-            field = self._optimise(fixed.clone(), moving.clone(), control_values.clone().requires_grad_())
-        ddf = upsample_ddf(field, self.grid_spacing, ddf.shape[2:], self.compat)
-        return box_filter(ddf, self.final_widths, self.compat)
+        with torch.inference_mode(False), torch.no_grad():
+            fixed, moving = fixed.detach().float(), moving.detach().float()
+            return self._optimise(fixed, moving, coarse_ddf.detach().float().clone())
 
     def _optimise(self, fixed: torch.Tensor, moving: torch.Tensor, control_values: torch.Tensor) -> torch.Tensor:
-        optimizer = torch.optim.Adam([control_values], lr=self.learning_rate)
-        identity = identity_grid(fixed.shape[2:], fixed)
+        data_weight = 12 / fixed.shape[1] if self.compat else 1.0
+        energy = FeatureEnergy(fixed, moving, self.regularization, data_weight, self.compat)
+        # one pass over memory; learning rate and step stay on the device
+        optimizer = torch.optim.Adam([control_values], lr=self.learning_rate, fused=True)
+        energies: list[torch.Tensor] = []
         field = self._field(control_values)
         for step in range(self.iterations):
-            optimizer.zero_grad()
-            self._energy(fixed, moving, field, identity).backward()
+            gradient, value = energy.gradient(field)
+            control_values.grad = box_filter_adjoint(gradient, self.smooth_widths, self.compat)
             optimizer.step()
             if not (self.compat and step == self.iterations - 1):
                 field = self._field(control_values)
-        return field.detach()
+            if self.tolerance is not None and self._stalls(energies, value):
+                break
+        return field
 
     def _field(self, control_values: torch.Tensor) -> torch.Tensor:
         return box_filter(control_values, self.smooth_widths, self.compat)
 
-    def _energy(
-        self, fixed: torch.Tensor, moving: torch.Tensor, field: torch.Tensor, identity: torch.Tensor
-    ) -> torch.Tensor:
-        if self.compat:
-            warped = sample(moving, identity + field * reference_stretch(field), padding="zeros")
-        else:
-            warped = sample(moving, identity + field, padding="border")
-        channels = 12 if self.compat else fixed.shape[1]
-        # sums over the batch keep its items independent of one another
-        data = channels * (warped - fixed).square().mean((1, 2, 3, 4)).sum()
-        roughness = sum(field.diff(dim=dim).square().mean((1, 2, 3, 4)).sum() for dim in (2, 3, 4))
-        return data + self.regularization * roughness
+    def _stalls(self, energies: list[torch.Tensor], value: torch.Tensor) -> bool:
+        energies.append(value)
+        if len(energies) % _STALL_WINDOW or len(energies) < 2 * _STALL_WINDOW:
+            return False
+        before, now = (float(sum(part).sum()) for part in (energies[-20:-10], energies[-10:]))  # type: ignore[arg-type]
+        return before - now < self.tolerance * before

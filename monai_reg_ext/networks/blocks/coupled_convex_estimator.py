@@ -12,8 +12,7 @@ from torch import nn
 
 from monai_reg_ext.networks.layers.coupled_convex import COUPLINGS, coupled_convex
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
-from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
-from monai_reg_ext.networks.layers.ssd_cost_volume import displacement_labels, ssd_cost_volume
+from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
 
 __all__ = ["CoupledConvexEstimator"]
 
@@ -28,14 +27,18 @@ class CoupledConvexEstimator(nn.Module):
         inverse_consistency: rounds that bring the field and its opposite together; 0 searches in one direction only.
         couplings: weights that tie the search to the smoothed field. Scaling the features by *s* needs them scaled by
             *s* squared.
-        compat: convexAdam's borders, sampling and dropped tails.
+        sharpness: ``None`` takes the displacement of least cost, a number the expected one, through which features
+            can be learned, see :py:func:`coupled_convex`.
+        memory: bytes for the cost volume of all directions, by default 1 GiB; beyond, costs are computed for every
+            coupling anew, in little memory. See :py:class:`SSDCostVolume`.
+        compat: convexAdam's borders, sampling and ties.
 
     Shape:
-        - fixed, moving: ``(B, F, I, J, K)`` features of one grid.
-        - output: coarse_ddf ``(B, 3, i, j, k)`` in cells of :py:meth:`spacing`.
+        - fixed, moving: ``(B, F, i, j, k)`` features on one control grid: means over cells of :py:meth:`spacing`.
+        - output: coarse_ddf ``(B, 3, i, j, k)`` in cells.
 
     Raises:
-        ValueError: when the search window is larger than the image.
+        ValueError: when the search window is larger than the control grid.
 
     Source: ConvexAdam, convex stage.
     """
@@ -46,6 +49,8 @@ class CoupledConvexEstimator(nn.Module):
         half_width: int | Sequence[int] = 4,
         inverse_consistency: int = 15,
         couplings: Sequence[float] = COUPLINGS,
+        sharpness: float | None = None,
+        memory: int | None = None,
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -53,6 +58,8 @@ class CoupledConvexEstimator(nn.Module):
         self.half_width = ensure_tuple_rep(half_width, 3)
         self.inverse_consistency = inverse_consistency
         self.couplings = tuple(couplings)
+        self.sharpness = sharpness
+        self.memory = memory
         self.compat = compat
 
     def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
@@ -63,24 +70,29 @@ class CoupledConvexEstimator(nn.Module):
         return (min(6, max(2, round(length / 35))),) * 3
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        spacing = self.spacing(fixed.shape[2:])
-        self._check_window(fixed.shape[2:], spacing)
-        fixed, moving = (pool_to_grid(features, spacing, self.compat) for features in (fixed, moving))
-        forward = self._search(fixed, moving)
+        self._check_window(fixed.shape[2:])
         if self.inverse_consistency == 0:
-            return forward
-        backward = self._search(moving, fixed)
+            return self._search(fixed, moving)
+        forward, backward = self._search_both(fixed, moving)
         return make_inverse_consistent(forward, backward, self.inverse_consistency, self.compat)[0]
 
-    def _search(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        cost = ssd_cost_volume(fixed, moving, self.half_width, compat=self.compat)
-        return coupled_convex(cost, displacement_labels(self.half_width, cost), self.couplings, self.compat)
+    def _search_both(self, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.compat:
+            # the negated labels of a symmetric volume would send the backward ties to the highest label
+            return self._search(fixed, moving), self._search(moving, fixed)
+        forward, negated_backward = self._search(fixed, moving, symmetric=True).chunk(2)
+        return forward, -negated_backward
 
-    def _check_window(self, size: Sequence[int], spacing: Sequence[int]) -> None:
-        reach = tuple(cells * step for cells, step in zip(self.half_width, spacing, strict=True))
-        if any(voxels >= extent for voxels, extent in zip(reach, size, strict=True)):
+    def _search(self, fixed: torch.Tensor, moving: torch.Tensor, symmetric: bool = False) -> torch.Tensor:
+        volume = SSDCostVolume(
+            fixed, moving, self.half_width, compat=self.compat, symmetric=symmetric, memory=self.memory
+        )
+        return coupled_convex(volume, self.couplings, self.sharpness, self.compat)
+
+    def _check_window(self, cells: Sequence[int]) -> None:
+        if any(reach >= extent for reach, extent in zip(self.half_width, cells, strict=True)):
             raise ValueError(
-                f"The search reaches {reach} voxels to each side, beyond an image of {tuple(size)} voxels. Choose a "
-                f"smaller half_width (now {self.half_width}) or grid_spacing (now {tuple(spacing)}), or resample the "
-                "images to smaller voxels."
+                f"half_width={self.half_width} reaches beyond a control grid of {tuple(cells)} cells. Choose a "
+                "half_width below the cells along each axis, a smaller grid_spacing, or resample the images to smaller "
+                "voxels."
             )

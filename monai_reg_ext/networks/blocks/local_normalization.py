@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
 from monai_reg_ext.networks.layers.box_filter import box_filter
 
 __all__ = ["LocalNormalization"]
 
 
-class LocalNormalization(nn.Module):
+class LocalNormalization(FeatureBlock):
     r"""Intensities with local mean 0 and local standard deviation 1, a feature for two scans of one modality.
 
     The squared difference of two such features is :math:`2 (1 - \text{NCC})` of their windows, so that features in the

@@ -4,9 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
+from monai_reg_ext.networks.layers.pool_to_grid import grid_size, pool_slabs, slabs
 
 __all__ = ["MindSSC"]
 
@@ -25,9 +30,10 @@ _EDGES = (
     ((1, 0, 0), (0, 0, -1)),
     ((0, 0, 1), (-1, 0, 0)),
 )
+_NEIGHBOURS = sorted({neighbour for edge in _EDGES for neighbour in edge})
 
 
-class MindSSC(nn.Module):
+class MindSSC(FeatureBlock):
     r"""Modality independent neighbourhood descriptor with self-similarity context.
 
     Compares the twelve pairs of adjacent patches around a voxel, so that it depends neither on an image's scale and
@@ -43,7 +49,8 @@ class MindSSC(nn.Module):
 
     Shape:
         - input: ``(B, 1, I, J, K)``.
-        - output: ``(B, 12, I, J, K)`` float32, values in (0, 1].
+        - output: ``(B, 12, I, J, K)`` float32, values in (0, 1]. Memory: what is returned and a few slabs; several
+          times the output where the image requires gradients.
 
     Raises:
         ValueError: when the input has not exactly one channel, or ``radius`` < 0 or ``dilation`` < 1.
@@ -65,38 +72,115 @@ class MindSSC(nn.Module):
         return len(_EDGES)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if not _in_graph(image):
+            return self.pooled(image, [(1, 1, 1)])[0]
+        return _mind_ssc(self._checked(image), self.radius, self.dilation, self.compat)
+
+    def pooled(
+        self, image: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
+    ) -> list[torch.Tensor]:
+        """Averages of the descriptors over the cells of control grids; slab by slab, unless gradients are wanted."""
+        if _in_graph(image):
+            return super().pooled(image, spacings, compat)
+        return _pooled_mind_ssc(self._checked(image), spacings, self.radius, self.dilation, self.compat, compat)
+
+    def _checked(self, image: torch.Tensor) -> torch.Tensor:
         if image.dim() != 5 or image.shape[1] != 1:
             raise ValueError(f"MindSSC needs images of shape (B, 1, I, J, K), got {tuple(image.shape)}.")
-        distance = self._patch_distances(image.to(torch.float32))
-        distance -= distance.min(1, keepdim=True).values
-        variance = distance.mean(1, keepdim=True)
-        mean_variance = variance.mean() if self.compat else variance.mean((1, 2, 3, 4), keepdim=True)
-        floor = (0.001 * mean_variance).clamp(min=torch.finfo(torch.float32).tiny)
-        variance = torch.minimum(torch.maximum(variance, floor), 1000 * mean_variance + floor)
-        return distance.div_(variance).neg_().exp_()
+        return image.to(torch.float32)
 
-    def _patch_distances(self, image: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(image, [self.dilation] * 6, mode="replicate")
-        distances = image.new_empty((image.shape[0], len(_EDGES), *image.shape[2:]))
-        for channel, (first, second) in enumerate(_EDGES):
-            difference = self._neighbour(padded, first) - self._neighbour(padded, second)
-            distances[:, channel] = self._patch_mean(difference.square_())[:, 0]
-        return distances
 
-    def _neighbour(self, padded: torch.Tensor, direction: tuple[int, int, int]) -> torch.Tensor:
-        for dim, step in enumerate(direction, start=2):
-            extent = padded.shape[dim] - 2 * self.dilation
-            padded = padded.narrow(dim, self.dilation * (1 + step), extent)
-        return padded
+def _in_graph(image: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and image.requires_grad
 
-    def _patch_mean(self, volume: torch.Tensor) -> torch.Tensor:
-        if self.radius == 0:
-            return volume
-        volume = F.pad(volume, [self.radius] * 6, mode="replicate")
-        for dim in (2, 3, 4):
-            extent = volume.shape[dim] - 2 * self.radius
-            total = volume.narrow(dim, 0, extent).clone()
-            for shift in range(1, 2 * self.radius + 1):
-                total += volume.narrow(dim, shift, extent)
-            volume = total
-        return volume.div_((2 * self.radius + 1) ** 3)
+
+def _mind_ssc(image: torch.Tensor, radius: int, dilation: int, batch_mean: bool) -> torch.Tensor:
+    """Descriptors ``(B, 12, I, J, K)`` of an image ``(B, 1, I, J, K)``, differentiable."""
+    excess = _excess_distances(image, 0, image.shape[2], radius, dilation)
+    mean_variance = excess.mean() if batch_mean else excess.mean((1, 2, 3, 4), keepdim=True)
+    return _descriptors(excess, mean_variance)
+
+
+def _pooled_mind_ssc(
+    image: torch.Tensor,
+    spacings: Sequence[Sequence[int]],
+    radius: int,
+    dilation: int,
+    batch_mean: bool,
+    full_cells: bool,
+) -> list[torch.Tensor]:
+    """``pool_to_grid(_mind_ssc(image), spacing, full_cells)`` for every spacing, without any voxel's descriptor kept.
+
+    The first pass over the slabs finds the mean variance, the second one needs it.
+    """
+    twin = compiled_twin("mind_ssc", image)
+    if twin is not None:
+        cells = [grid_size(image.shape[2:], spacing, full_cells) for spacing in spacings]
+        return twin.pooled_mind_ssc(image, _EDGES, spacings, cells, radius, dilation, batch_mean)
+
+    def excess(begin: int, end: int) -> torch.Tensor:
+        return _excess_distances(image, begin, end, radius, dilation)
+
+    sums = [excess(*slab).sum((1, 2, 3, 4), keepdim=True) for slab in slabs(image, len(_EDGES))]
+    mean_variance = torch.stack(sums).sum(0, dtype=torch.float64) / (len(_EDGES) * image[0].numel())
+    mean_variance = (mean_variance.mean() if batch_mean else mean_variance).float()
+    return pool_slabs(
+        lambda begin, end: _descriptors(excess(begin, end), mean_variance), image, len(_EDGES), spacings, full_cells
+    )
+
+
+def _excess_distances(image: torch.Tensor, begin: int, end: int, radius: int, dilation: int) -> torch.Tensor:
+    """How much farther than the nearest pair each pair of patches is apart, ``(B, 12, end - begin, J, K)``.
+
+    Sums of squares: their number cancels in the descriptors.
+    """
+    neighbours = _neighbours(image, begin, end, radius, dilation)
+    distances = image.new_empty((image.shape[0], len(_EDGES), end - begin, *image.shape[3:]))
+    least = torch.full_like(distances[:, :1], torch.inf)
+    for channel, (first, second) in enumerate(_EDGES):
+        distance = _patch_sum((neighbours[first] - neighbours[second]).square_(), radius)
+        distances[:, channel : channel + 1] = distance
+        least = torch.minimum(least, distance)
+    return distances.sub_(least)
+
+
+def _neighbours(
+    image: torch.Tensor, begin: int, end: int, radius: int, dilation: int
+) -> dict[tuple[int, int, int], torch.Tensor]:
+    """Rows ``begin`` to ``end`` and ``radius`` more on every side of the image moved towards each neighbour.
+
+    Beyond the faces the image counts as constant, and so do the differences of two neighbours.
+    """
+    rows = image.shape[2]
+    inner_begin, inner_end = max(begin - radius, 0), min(end + radius, rows)
+    outer_begin, outer_end = max(inner_begin - dilation, 0), min(inner_end + dilation, rows)
+    missing = (dilation - inner_begin + outer_begin, dilation - outer_end + inner_end)
+    padded = F.pad(image[:, :, outer_begin:outer_end], [*[dilation] * 4, *missing], mode="replicate")
+    missing = (radius - begin + inner_begin, radius - inner_end + end)
+    return {
+        neighbour: F.pad(_moved(padded, neighbour, dilation), [*[radius] * 4, *missing], mode="replicate")
+        for neighbour in _NEIGHBOURS
+    }
+
+
+def _moved(padded: torch.Tensor, neighbour: tuple[int, int, int], dilation: int) -> torch.Tensor:
+    for dim, step in enumerate(neighbour, start=2):
+        padded = padded.narrow(dim, dilation * (1 + step), padded.shape[dim] - 2 * dilation)
+    return padded
+
+
+def _patch_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
+    for dim in (2, 3, 4) if radius else ():
+        extent = volume.shape[dim] - 2 * radius
+        total = volume.narrow(dim, 0, extent) + volume.narrow(dim, 1, extent)
+        for shift in range(2, 2 * radius + 1):
+            total += volume.narrow(dim, shift, extent)
+        volume = total
+    return volume
+
+
+def _descriptors(excess: torch.Tensor, mean_variance: torch.Tensor) -> torch.Tensor:
+    floor = (0.001 * mean_variance).clamp(min=torch.finfo(torch.float32).tiny)
+    variance = excess.mean(1, keepdim=True)
+    variance = torch.minimum(torch.maximum(variance, floor), 1000 * mean_variance + floor)
+    return excess.div_(variance).neg_().exp_()

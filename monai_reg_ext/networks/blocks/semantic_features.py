@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+
+from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
+from monai_reg_ext.networks.layers.pool_to_grid import pool_slabs
 
 __all__ = ["SemanticFeatures"]
 
 
-class SemanticFeatures(nn.Module):
+class SemanticFeatures(FeatureBlock):
     """Label maps as features: one-hot channels, rare labels weighted higher.
 
     The channel of label *l* holds ``scale * w_l`` where the label is, with ``w_l`` proportional to
-    ``n_l ** -exponent``, *n_l* its number of voxels in both images, and mean 1 over the labels present. Background
-    (0) is a label like the others.
+    ``n_l ** -exponent``, *n_l* its number of voxels (in both images, where there is a pair), and mean 1 over the labels
+    present. Background (0) is a label like the others.
 
     Args:
         scale: value of a channel of average weight; 10 suits the couplings of coupled convex optimisation.
@@ -35,24 +39,56 @@ class SemanticFeatures(nn.Module):
 
     def forward(self, label: torch.Tensor) -> torch.Tensor:
         """Features of one image, weighted by its own frequencies."""
-        one_hot = self._one_hot(label, label.unique())
-        return one_hot * self._weights(one_hot)
+        labels, weights = self._weights(label)
+        return _one_hot(label, labels).mul_(weights)
 
-    def pair(self, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def pooled(
+        self, label: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
+    ) -> list[torch.Tensor]:
+        """Features of one image, weighted by its own frequencies; memory: what is returned and one slab."""
+        return _pooled(label, *self._weights(label), spacings, compat)
+
+    def pooled_pair(
+        self, fixed: torch.Tensor, moving: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Features of both images, weighted by their common frequencies."""
-        labels = torch.cat([fixed.unique(), moving.unique()]).unique()
-        fixed, moving = self._one_hot(fixed, labels), self._one_hot(moving, labels)
         weights = self._weights(fixed, moving)
-        return fixed.mul_(weights), moving.mul_(weights)
+        return _pooled(fixed, *weights, spacings, compat), _pooled(moving, *weights, spacings, compat)
 
-    def _one_hot(self, label: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if label.dim() != 5 or label.shape[1] != 1:
-            raise ValueError(f"SemanticFeatures needs label maps of shape (B, 1, I, J, K), got {tuple(label.shape)}.")
-        return (label == labels.view(1, -1, 1, 1, 1)).float()
-
-    def _weights(self, *one_hots: torch.Tensor) -> torch.Tensor:
-        counts = sum(one_hot.sum((2, 3, 4), keepdim=True) for one_hot in one_hots)
+    def _weights(self, *label_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels ``(L,)`` of all maps and their weights ``(B, L, 1, 1, 1)``."""
+        for label in label_maps:
+            if label.dim() != 5 or label.shape[1] != 1:
+                raise ValueError(
+                    f"SemanticFeatures needs label maps of shape (B, 1, I, J, K), got {tuple(label.shape)}."
+                )
+        labels = torch.cat([label.flatten().unique_consecutive() for label in label_maps]).unique()
+        counts = sum(torch.stack([_counts(item, labels) for item in label]) for label in label_maps)
         present = counts > 0
         weights = torch.where(present, counts.clamp(min=1) ** -self.exponent, 0.0)
-        mean = weights.sum(1, keepdim=True) / present.sum(1, keepdim=True)
-        return self.scale * weights / mean
+        weights = self.scale * weights / (weights.sum(1, keepdim=True) / present.sum(1, keepdim=True))
+        return labels, weights[:, :, None, None, None]
+
+
+def _counts(label: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    # label maps are runs of equal voxels: far fewer of them have to be looked up
+    values, lengths = label.flatten().unique_consecutive(return_counts=True)
+    channels = torch.searchsorted(labels, values.to(labels.dtype))
+    return torch.zeros_like(labels, dtype=torch.float32).index_add_(0, channels, lengths.float())
+
+
+def _one_hot(label: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (label == labels.view(1, -1, 1, 1, 1)).float()
+
+
+def _pooled(
+    label: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    spacings: Sequence[Sequence[int]],
+    compat: bool,
+) -> list[torch.Tensor]:
+    def slab(begin: int, end: int) -> torch.Tensor:
+        return _one_hot(label[:, :, begin:end], labels)
+
+    return [grid.mul_(weights) for grid in pool_slabs(slab, label, len(labels), spacings, compat)]

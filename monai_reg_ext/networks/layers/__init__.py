@@ -5,21 +5,29 @@
 from .box_filter import box_filter
 from .compat import reference_stretch
 from .compose_ddf import compose_ddf
+from .cost_volume import CostVolume
 from .coupled_convex import COUPLINGS, coupled_convex
+from .dense_cost_volume import DenseCostVolume
+from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
 from .pool_to_grid import pool_to_grid
-from .ssd_cost_volume import displacement_labels, ssd_cost_volume
-from .upsample_ddf import downsample_ddf, upsample_ddf
+from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
+from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
 from .warp import identity_grid, sample, warp
 
 __all__ = [
     "COUPLINGS",
+    "CostVolume",
+    "DenseCostVolume",
+    "DisplacementPosterior",
+    "SSDCostVolume",
     "box_filter",
     "compose_ddf",
     "coupled_convex",
     "displacement_labels",
+    "displacement_posterior",
     "downsample_ddf",
     "identity_grid",
     "invert_ddf",
@@ -27,6 +35,7 @@ __all__ = [
     "make_inverse_consistent",
     "pool_to_grid",
     "reference_stretch",
+    "regrid_ddf",
     "sample",
     "ssd_cost_volume",
     "upsample_ddf",

@@ -8,61 +8,109 @@ from collections.abc import Sequence
 
 import torch
 
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.box_filter import box_filter
+from monai_reg_ext.networks.layers.cost_volume import CostVolume
+from monai_reg_ext.networks.layers.coupled_softmin import coupled_softmin
 
 __all__ = ["COUPLINGS", "coupled_convex"]
 
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _TIE_BREAK = 1e-5
-_CHUNK_ELEMENTS = 1 << 22
 
 
 def coupled_convex(
-    cost: torch.Tensor, labels: torch.Tensor, couplings: Sequence[float] = COUPLINGS, compat: bool = False
+    cost_volume: CostVolume,
+    couplings: Sequence[float] = COUPLINGS,
+    sharpness: float | None = None,
+    compat: bool = False,
 ) -> torch.Tensor:
     """Smooth displacements of least cost by coupled convex optimisation.
 
-    Alternates a global search per control point, ``argmin_l cost[l] + c |d_l - u|^2``, with a smoothing of the found
-    displacements ``u``, while the coupling *c* grows. Where the cost cannot tell displacements apart, the smallest
-    wins.
+    Alternates a global search per control point over ``cost[l] + c |d_l - u|^2`` with a smoothing of the found
+    displacements ``u``, first with ``c = 0``, then while the coupling *c* grows. Where the cost cannot tell
+    displacements apart, the smallest wins.
 
     Args:
-        cost: ``(B, L, i, j, k)`` cost volume.
-        labels: ``(L, 3)`` displacement of each label in cells.
+        cost_volume: costs of all displacements; a tensor becomes one by :py:class:`DenseCostVolume`.
         couplings: weights *c*, tuned to features whose cost lies between 0 and about 12.
+        sharpness: ``None`` takes the displacement of least cost and has no gradients. A number *a* takes the expected
+            displacement under ``softmax_l(-a (cost[l] + c |d_l - u|^2))``, with gradients to what the costs are made
+            of; 20 to 100 comes close to the least cost for features as above.
         compat: the reference's zero-padded smoothing, which shrinks displacements at the border, and its ties, which go
             to the lowest label.
 
     Returns:
-        coarse_ddf ``(B, 3, i, j, k)`` in cells.
+        coarse_ddf ``(B, 3, i, j, k)`` in cells, float32, or float64 if the costs are. Memory beyond the volume's: some
+        chunks and, with ``sharpness``, ten values per point and pass.
+
+    Raises:
+        ValueError: when the sharpness is not positive.
 
     Source: Heinrich, Papiez, Schnabel & Handels, "Non-parametric discrete registration with convex optimisation",
-    WBIR 2014.
+    WBIR 2014; with sharpness Siebert & Heinrich, "Learn to fuse input features for large-deformation registration with
+    differentiable convex-discrete optimisation", WBIR 2022.
     """
-    coarse_ddf = cost.new_zeros(cost.shape[0], labels.shape[1], *cost.shape[2:])
+    if sharpness is None:
+        return _coupled_argmin(cost_volume, (0.0, *couplings), 0.0 if compat else _TIE_BREAK, compat)
+    if not sharpness > 0:
+        raise ValueError(f"sharpness must be > 0 so that less cost means more probable, got {sharpness}.")
+    return coupled_softmin(cost_volume, couplings, sharpness, compat)
+
+
+@torch.no_grad()
+def _coupled_argmin(
+    cost_volume: CostVolume, couplings: Sequence[float], tie_break: float, compat: bool
+) -> torch.Tensor:
+    coarse_ddf = cost_volume.labels.new_zeros(cost_volume.batch, 3, *cost_volume.size)
     # bfloat16 has too few digits to compare costs
-    with torch.autocast(cost.device.type, enabled=False):
-        for coupling in (0.0 if compat else _TIE_BREAK, *couplings):
-            index = _coupled_argmin(cost, labels, coarse_ddf, coupling)
-            coarse_ddf = box_filter(labels[index].movedim(-1, 1).contiguous(), compat=compat)
+    with torch.autocast(coarse_ddf.device.type, enabled=False):
+        for coupling in couplings:
+            label = _best_label(cost_volume, coarse_ddf, coupling, tie_break)
+            coarse_ddf = box_filter(cost_volume.labels[label].movedim(-1, 1).contiguous(), compat=compat)
     return coarse_ddf
 
 
-def _coupled_argmin(
-    cost: torch.Tensor, labels: torch.Tensor, coarse_ddf: torch.Tensor, coupling: float
-) -> torch.Tensor:
-    # |d - u|^2 = |d|^2 - 2 d.u + |u|^2, where the last term is the same for all labels
-    flat_cost, flat_ddf = cost.flatten(2), coarse_ddf.flatten(2)
-    norms = coupling * labels.square().sum(1, keepdim=True)
-    points = flat_cost.shape[2]
-    chunk = max(1, _CHUNK_ELEMENTS // (cost.shape[0] * cost.shape[1]))
-    found = [
-        torch.baddbmm(
-            flat_cost[:, :, start : start + chunk] + norms,
-            labels.expand(cost.shape[0], -1, -1),
-            flat_ddf[:, :, start : start + chunk],
-            alpha=-2 * coupling,
-        ).argmin(1)
-        for start in range(0, points, chunk)
-    ]
-    return torch.cat(found, 1).view(cost.shape[0], *cost.shape[2:])
+def _best_label(cost_volume: CostVolume, coarse_ddf: torch.Tensor, coupling: float, tie_break: float) -> torch.Tensor:
+    best_cost = torch.full_like(coarse_ddf[:, 0], torch.inf)
+    best_label = torch.zeros_like(best_cost, dtype=torch.int32)
+    for start, cost in cost_volume:
+        labels = cost_volume.labels[start : start + cost.shape[1]]
+        update_best(cost, labels, coarse_ddf, coupling, tie_break, start, best_cost, best_label)
+    return best_label
+
+
+def update_best(
+    cost: torch.Tensor,
+    labels: torch.Tensor,
+    coarse_ddf: torch.Tensor,
+    coupling: float,
+    tie_break: float,
+    start: int,
+    best_cost: torch.Tensor,
+    best_label: torch.Tensor,
+) -> None:
+    """Let some displacements compete with the best so far; of equal ones the first stays.
+
+    The term ``coupling * |u|^2`` is left out, since all displacements share it.
+
+    Args:
+        cost: ``(B, l, i, j, k)``.
+        labels: ``(l, 3)`` in cells.
+        coarse_ddf: ``(B, 3, i, j, k)`` contiguous, in cells.
+        coupling: weight of the squared distance between label and field.
+        tie_break: weight of the squared length of the label.
+        start: number of the first of these labels.
+        best_cost: ``(B, i, j, k)`` contiguous, updated.
+        best_label: ``(B, i, j, k)`` contiguous int32, updated.
+    """
+    twin = compiled_twin("coupled_convex", cost, coarse_ddf)
+    if twin is not None:
+        return twin.update_best(cost, labels, coarse_ddf, coupling, tie_break, start, best_cost, best_label)
+    total = torch.baddbmm(
+        cost.flatten(2), labels.expand(len(cost), -1, -1), coarse_ddf.flatten(2), alpha=-2 * coupling
+    ).add_((coupling + tie_break) * labels.square().sum(1, keepdim=True))
+    lowest, label = (found.view_as(best_cost) for found in total.min(1))
+    better = lowest < best_cost
+    torch.where(better, lowest, best_cost, out=best_cost)
+    torch.where(better, label.int() + start, best_label, out=best_label)

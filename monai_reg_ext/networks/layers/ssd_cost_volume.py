@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from monai_reg_ext.networks.layers.box_filter import box_filter
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
+from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint, box_filter_bands
+from monai_reg_ext.networks.layers.cost_volume import CostVolume
 
-__all__ = ["displacement_labels", "ssd_cost_volume"]
+__all__ = ["SSDCostVolume", "displacement_labels", "ssd_cost_volume"]
+
+_DEFAULT_MEMORY = 1 << 30
+_DIFFERENCE_BYTES = 2 << 20
 
 
 def displacement_labels(half_width: Sequence[int], like: torch.Tensor) -> torch.Tensor:
@@ -38,26 +44,244 @@ def ssd_cost_volume(
     """Smoothed sum of squared feature differences for every displacement of a search window.
 
     ``cost[l](x) = box( sum_c (fixed_c(x) - moving_c(x + d_l))^2 )`` with ``moving = 0`` outside, so that to leave the
-    field of view costs the whole feature energy.
+    field of view costs the whole feature energy. A search should take :py:class:`SSDCostVolume`, which has the same
+    costs without holding them; this tensor is for everything that needs all of them at once.
 
     Args:
-        fixed: ``(B, C, i, j, k)`` features.
+        fixed: ``(B, C, i, j, k)`` features; half precision is accumulated in float32.
         moving: ``(B, C, i, j, k)`` features on the same control grid.
         half_width: largest displacement along each axis, in cells.
         smooth_widths: box filters over space, see :py:func:`box_filter`.
         compat: the reference's zero-padded box filters.
 
     Returns:
-        ``(B, L, i, j, k)`` in the features' dtype, labels ordered as in :py:func:`displacement_labels`.
+        ``(B, L, i, j, k)`` in the features' dtype, labels ordered as in :py:func:`displacement_labels`. Under autograd
+        the differences are kept, ``C`` times the output.
 
     Source: Siebert, Hansen & Heinrich, "Fast 3D registration with accurate optimisation and little learning for
     Learn2Reg 2021" (ConvexAdam), correlation layer.
     """
     size = fixed.shape[2:]
-    padded = F.pad(moving, [reach for reach in reversed(half_width) for _ in range(2)])
-    starts = displacement_labels(half_width, torch.zeros(0, dtype=torch.int64)) + torch.tensor(list(half_width))
-    cost = fixed.new_empty((fixed.shape[0], len(starts), *size))
+    dtype = torch.promote_types(fixed.dtype, torch.float32)
+    accurate = fixed.to(dtype)
+    padded = F.pad(moving.to(dtype), [reach for reach in reversed(half_width) for _ in range(2)])
+    starts = _displacements(half_width) + torch.tensor(list(half_width))
+    cost = padded.new_empty((fixed.shape[0], len(starts), *size))
     for label, (i, j, k) in enumerate(starts.tolist()):
         shifted = padded[:, :, i : i + size[0], j : j + size[1], k : k + size[2]]
-        cost[:, label] = (fixed - shifted).square_().sum(1)
-    return box_filter(cost, smooth_widths, compat)
+        cost[:, label] = (accurate - shifted).square().sum(1)
+    return box_filter(cost, smooth_widths, compat).to(fixed.dtype)
+
+
+class SSDCostVolume(CostVolume):
+    """The costs of :py:func:`ssd_cost_volume`, computed chunk by chunk.
+
+    Args:
+        fixed: ``(B, C, i, j, k)`` features; half precision is accumulated in float32. Not to be changed in place while
+            the volume is in use.
+        moving: ``(B, C, i, j, k)`` features on the same control grid.
+        half_width: largest displacement along each axis, in cells.
+        smooth_widths: box filters over space, see :py:func:`box_filter`.
+        compat: the reference's zero-padded box filters.
+        symmetric: both directions at once, ``2B`` items. The second ``B`` items compare ``moving`` with ``fixed``
+            displaced by **minus** the label, which needs no differences of its own. Searched with the same labels they
+            give the negated opposite field; of equally good displacements that takes the opposite one.
+        memory: bytes that may be spent on keeping the costs, by default 1 GiB. Where they do not fit they are computed
+            anew at each iteration, and some chunks of 4 MiB (32 MiB on an accelerator), at least of one displacement,
+            are all that is held.
+        half: keep the costs in float16, in half the memory. They then have 11 binary digits, steps of 0.004 between 4
+            and 8, and displacements closer than that are a tie. On MIND of two brain scans the argmin changes at 0.2 %
+            of the points and the coupled convex field by 0.0003 cells on average, 0.17 at most; on noise at 1 %.
+            Costs above 65504 become infinite.
+
+    Raises:
+        ValueError: when the features have different shapes.
+    """
+
+    def __init__(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        half_width: Sequence[int],
+        smooth_widths: Sequence[int] = (3, 3),
+        compat: bool = False,
+        symmetric: bool = False,
+        memory: int | None = None,
+        half: bool = False,
+    ) -> None:
+        if fixed.shape != moving.shape:
+            raise ValueError(
+                f"A cost volume compares features of one grid, got fixed {tuple(fixed.shape)} and moving "
+                f"{tuple(moving.shape)}."
+            )
+        dtype = torch.promote_types(fixed.dtype, torch.float32)
+        self._fixed, self._moving = (features.detach().to(dtype).contiguous() for features in (fixed, moving))
+        sides = (self._fixed, self._moving) if symmetric else (self._fixed,)
+        self._energy = torch.cat([sum(channel.square() for channel in side.unbind(1)) for side in sides])
+        self._displacements = _displacements(half_width)
+        self._smooth_widths = tuple(smooth_widths)
+        self._compat = compat
+        self._scratch = self._energy.new_empty(0)
+        super().__init__(
+            self._displacements.to(fixed.device, dtype),
+            len(self._energy),
+            fixed.shape[2:],
+            (fixed, moving),
+            _DEFAULT_MEMORY if memory is None else memory,
+            half,
+        )
+
+    def compute(self, start: int, stop: int) -> torch.Tensor:
+        cost = self._memory_for_chunk(self.batch, stop - start, *self.size)
+        write_ssd_chunk(
+            self._fixed,
+            self._moving,
+            self._energy,
+            self._displacements[start:stop],
+            self._smooth_widths,
+            self._compat,
+            cost,
+        )
+        return cost
+
+    def _memory_for_chunk(self, *shape: int) -> torch.Tensor:
+        if self._keeps and self._kept_dtype == self._energy.dtype:
+            return self._energy.new_empty(shape)
+        # what is not kept takes the same memory again: an allocator that gets it back in pieces would need more
+        if self._scratch.numel() < math.prod(shape):
+            self._scratch = self._energy.new_empty(math.prod(shape))
+        return self._scratch[: math.prod(shape)].view(shape)
+
+    @torch.no_grad()
+    def pull_back(self, chunk_gradient: Callable[[int, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        gradients = torch.zeros_like(self._fixed), torch.zeros_like(self._moving)
+        for start, cost in self:
+            displacements = self._displacements[start : start + cost.shape[1]]
+            gradient = box_filter_adjoint(chunk_gradient(start, cost), self._smooth_widths, self._compat)
+            add_ssd_gradient(gradient, self._fixed, self._moving, displacements, *gradients)
+        return tuple(gradient.to(side.dtype) for gradient, side in zip(gradients, self.inputs, strict=True))
+
+
+def write_ssd_chunk(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    energy: torch.Tensor,
+    displacements: torch.Tensor,
+    smooth_widths: Sequence[int],
+    compat: bool,
+    out: torch.Tensor,
+) -> None:
+    """Smoothed costs of some displacements.
+
+    Args:
+        fixed: ``(B, C, i, j, k)`` contiguous.
+        moving: ``(B, C, i, j, k)`` contiguous.
+        energy: ``(B, i, j, k)`` sum over channels of ``fixed^2``; followed by that of ``moving^2``, ``(2B, i, j, k)``,
+            for both directions.
+        displacements: ``(l, 3)`` int64 on the CPU, in cells.
+        smooth_widths: box filters over space.
+        compat: zero-padded box filters.
+        out: ``(B or 2B, l, i, j, k)`` contiguous, overwritten.
+    """
+    twin = compiled_twin("ssd_cost_volume", fixed, moving)
+    if twin is not None:
+        bands = box_filter_bands(fixed.shape[2:], smooth_widths, compat)
+        return twin.write_ssd_chunk(fixed, moving, energy, displacements, bands, out)
+    items = len(fixed)
+    flat_fixed, flat_moving, flat_out = fixed.flatten(2), moving.flatten(2), out.flatten(2)
+    for label, displacement in enumerate(displacements.tolist()):
+        here, there = _paired(displacement, fixed.shape[2:])
+        raw = flat_out[:items, label, here]
+        _write_squared_distance(flat_fixed[..., here], flat_moving[..., there], raw)
+        if len(out) > items:
+            flat_out[items:, label, there] = raw
+            _copy_outside(energy[items:], [-shift for shift in displacement], out[items:, label])
+        _copy_outside(energy[:items], displacement, out[:items, label])
+    out.copy_(box_filter(out, smooth_widths, compat))
+
+
+def add_ssd_gradient(
+    gradient: torch.Tensor,
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    displacements: torch.Tensor,
+    fixed_gradient: torch.Tensor,
+    moving_gradient: torch.Tensor,
+) -> None:
+    """Pull the gradient of some unsmoothed costs back to the features.
+
+    With weights *g* of the costs, each pair adds ``2 g (fixed(x) - moving(x + d))`` to the fixed gradient at *x* and
+    takes it from the moving one at *x + d*; a point that leaves the grid adds ``2 g fixed(x)``.
+
+    Args:
+        gradient: ``(B or 2B, l, i, j, k)`` contiguous, as :py:func:`write_ssd_chunk`'s ``out`` before the smoothing;
+            overwritten.
+        fixed: ``(B, C, i, j, k)`` contiguous.
+        moving: ``(B, C, i, j, k)`` contiguous.
+        displacements: ``(l, 3)`` int64 on the CPU, in cells.
+        fixed_gradient: ``(B, C, i, j, k)`` contiguous, added to.
+        moving_gradient: ``(B, C, i, j, k)`` contiguous, added to.
+    """
+    items, size = len(fixed), fixed.shape[2:]
+    both = len(gradient) > items
+    fixed_weight = gradient[:items].sum(1).flatten(1)
+    moving_weight = gradient[items:].sum(1).flatten(1) if both else torch.zeros_like(fixed_weight)
+    flat_gradient, flat_fixed, flat_moving = gradient.flatten(2), fixed.flatten(2), moving.flatten(2)
+    flat_fixed_gradient, flat_moving_gradient = fixed_gradient.flatten(2), moving_gradient.flatten(2)
+    for label, displacement in enumerate(displacements.tolist()):
+        here, there = _paired(displacement, size)
+        _zero_outside(displacement, gradient[:items, label])
+        weight = flat_gradient[:items, label, here]
+        moving_weight[:, there] += weight
+        if both:
+            _zero_outside([-shift for shift in displacement], gradient[items:, label])
+            fixed_weight[:, here] += flat_gradient[items:, label, there]
+            weight = weight + flat_gradient[items:, label, there]
+        flat_fixed_gradient[..., here].addcmul_(weight.unsqueeze(1), flat_moving[..., there], value=-2)
+        flat_moving_gradient[..., there].addcmul_(weight.unsqueeze(1), flat_fixed[..., here], value=-2)
+    flat_fixed_gradient.addcmul_(fixed_weight.unsqueeze(1), flat_fixed, value=2)
+    flat_moving_gradient.addcmul_(moving_weight.unsqueeze(1), flat_moving, value=2)
+
+
+def _displacements(half_width: Sequence[int]) -> torch.Tensor:
+    return displacement_labels(half_width, torch.zeros(0, dtype=torch.int64))
+
+
+def _paired(displacement: Sequence[int], size: Sequence[int]) -> tuple[slice, slice]:
+    """Flattened points *x* and *x + d*, both in the grid's memory; a superset of the points whose target is inside."""
+    offset = (displacement[0] * size[1] + displacement[1]) * size[2] + displacement[2]
+    points = size[0] * size[1] * size[2]
+    length = max(0, points - abs(offset))
+    here, there = max(0, -offset), max(0, offset)
+    return slice(here, here + length), slice(there, there + length)
+
+
+def _outside(displacement: Sequence[int], size: Sequence[int]) -> Iterator[tuple]:
+    """The slabs of points whose target lies outside the grid."""
+    for axis, shift in enumerate(displacement):
+        slab = slice(max(0, size[axis] - shift), None) if shift > 0 else slice(0, -shift)
+        if shift != 0:
+            yield (..., *(slab if other == axis else slice(None) for other in range(3)))
+
+
+def _write_squared_distance(fixed: torch.Tensor, moving: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum over channels of the squared difference of ``(B, C, n)`` features, to ``(B, n)``."""
+    points = fixed.shape[2]
+    block = max(1, points)
+    if fixed.device.type == "cpu":
+        # differences stay in the cache
+        block = max(1, _DIFFERENCE_BYTES // (fixed.shape[0] * fixed.shape[1] * fixed.element_size()))
+    for start in range(0, points, block):
+        part = slice(start, start + block)
+        difference = fixed[..., part] - moving[..., part]
+        torch.sum(difference.square_(), 1, out=out[:, part])
+
+
+def _copy_outside(energy: torch.Tensor, displacement: Sequence[int], out: torch.Tensor) -> None:
+    for slab in _outside(displacement, energy.shape[1:]):
+        out[slab] = energy[slab]
+
+
+def _zero_outside(displacement: Sequence[int], gradient: torch.Tensor) -> None:
+    for slab in _outside(displacement, gradient.shape[1:]):
+        gradient[slab] = 0

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.pool_to_grid import grid_size, pool_to_grid
 
-__all__ = ["downsample_ddf", "upsample_ddf"]
+__all__ = ["downsample_ddf", "regrid_ddf", "upsample_ddf"]
 
 
 def upsample_ddf(
@@ -29,24 +29,16 @@ def upsample_ddf(
         compat: stretch the cells over ``size`` as convexAdam does; misplaces values when ``size`` is no multiple.
 
     Returns:
-        ``(B, 3, *size)`` in voxels.
+        ``(B, 3, *size)`` in voxels. Memory: little more than that.
 
     Raises:
-        ValueError: when the cells do not cover ``size``.
+        ValueError: when the cells are not those of ``size``.
     """
-    if compat:
-        fine = F.interpolate(coarse_ddf, size=list(size), mode="trilinear", align_corners=False)
-    elif all(step == 1 for step in spacing):
-        fine = coarse_ddf
-    else:
-        fine = F.interpolate(coarse_ddf, scale_factor=[float(step) for step in spacing], mode="trilinear")
-        fine = fine[:, :, : size[0], : size[1], : size[2]]
-    if tuple(fine.shape[2:]) != tuple(size):
-        raise ValueError(
-            f"{tuple(coarse_ddf.shape[2:])} cells of {tuple(spacing)} voxels do not cover the grid {tuple(size)}. "
-            "Use compat everywhere or nowhere: it drops the last, partial cell."
-        )
-    return fine * _per_axis(spacing, fine)
+    _check_cells(coarse_ddf, spacing, size, compat)
+    coarse_ddf = coarse_ddf * _per_axis(spacing, coarse_ddf)
+    in_graph = torch.is_grad_enabled() and coarse_ddf.requires_grad
+    upsample = _upsample if in_graph or coarse_ddf.device.type != "cpu" else _upsample_by_rows
+    return upsample(coarse_ddf, _scales(coarse_ddf, spacing, size, compat), size)
 
 
 def downsample_ddf(ddf: torch.Tensor, spacing: Sequence[int], compat: bool = False) -> torch.Tensor:
@@ -60,12 +52,92 @@ def downsample_ddf(ddf: torch.Tensor, spacing: Sequence[int], compat: bool = Fal
     Returns:
         ``(B, 3, i, j, k)`` in cells.
     """
-    if compat:
-        size = [extent // step for extent, step in zip(ddf.shape[2:], spacing, strict=True)]
-        coarse = F.interpolate(ddf, size=size, mode="trilinear", align_corners=False)
-    else:
-        coarse = pool_to_grid(ddf, spacing)
+    coarse = _downsample(ddf, spacing, compat)
     return coarse / _per_axis(spacing, coarse)
+
+
+def regrid_ddf(
+    coarse_ddf: torch.Tensor,
+    spacing: Sequence[int],
+    new_spacing: Sequence[int],
+    size: Sequence[int],
+    compat: bool = False,
+) -> torch.Tensor:
+    """Move a field from one control grid to another: upsampled and downsampled, without the field in between.
+
+    Both steps are linear along one axis after the other, so that together they are one small matrix per axis.
+
+    Args:
+        coarse_ddf: ``(B, 3, i, j, k)`` in cells.
+        spacing: voxels per cell along each axis.
+        new_spacing: voxels per new cell along each axis.
+        size: extent of the voxel grid that both grids divide.
+        compat: see :py:func:`upsample_ddf` and :py:func:`downsample_ddf`.
+
+    Returns:
+        ``(B, 3, *grid_size)`` in new cells; ``downsample_ddf(upsample_ddf(coarse_ddf))`` up to rounding.
+
+    Raises:
+        ValueError: when the cells are not those of ``size``.
+    """
+    _check_cells(coarse_ddf, spacing, size, compat)
+    # autocast and TF32 leave float64 alone, and coarse fields are small
+    field = coarse_ddf.double()
+    field = field * _per_axis(spacing, field) / _per_axis(new_spacing, field)
+    for step, new_step, extent in zip(spacing, new_spacing, size, strict=True):
+        # the contracted axis comes back as the last one: after three turns all are in order
+        field = torch.tensordot(field, _regrid_matrix(field, step, new_step, extent, compat), dims=([2], [1]))
+    return field.to(coarse_ddf.dtype)
+
+
+def _regrid_matrix(field: torch.Tensor, step: int, new_step: int, extent: int, compat: bool) -> torch.Tensor:
+    """``(new cells, cells)`` for axis 2 of the field: what becomes of every unit vector."""
+    cells = field.shape[2]
+    units = torch.eye(cells, device=field.device, dtype=field.dtype).view(1, cells, cells, 1, 1)
+    size = (extent, 1, 1)
+    fine = _upsample(units, _scales(units, (step, 1, 1), size, compat), size)
+    return _downsample(fine, (new_step, 1, 1), compat)[0, :, :, 0, 0].T
+
+
+def _check_cells(coarse_ddf: torch.Tensor, spacing: Sequence[int], size: Sequence[int], compat: bool) -> None:
+    cells = grid_size(size, spacing, compat)
+    if tuple(coarse_ddf.shape[2:]) != cells:
+        raise ValueError(
+            f"{tuple(coarse_ddf.shape[2:])} cells of {tuple(spacing)} voxels do not cover the grid {tuple(size)}; with "
+            f"compat={compat} it has {cells}. A field needs a value for every cell that pool_to_grid makes."
+        )
+
+
+def _scales(coarse: torch.Tensor, spacing: Sequence[int], size: Sequence[int], compat: bool) -> list[float]:
+    """Voxels per cell as the interpolation takes them; ``compat`` stretches."""
+    if compat:
+        return [extent / cells for extent, cells in zip(size, coarse.shape[2:], strict=True)]
+    return [float(step) for step in spacing]
+
+
+def _upsample(coarse: torch.Tensor, scales: Sequence[float], size: Sequence[int]) -> torch.Tensor:
+    # F.interpolate takes either the scales or the size; a partial last cell needs both
+    return torch.ops.aten.upsample_trilinear3d(coarse, list(size), False, *scales)
+
+
+def _upsample_by_rows(coarse: torch.Tensor, scales: Sequence[float], size: Sequence[int]) -> torch.Tensor:
+    """The same at the speed of the memory on a CPU: what is interpolated over axes 1 and 2 stays in the cache."""
+    fine = coarse.new_empty((*coarse.shape[:2], *size))
+    last = coarse.shape[2] - 1
+    for channel in range(coarse.shape[1]):
+        cells = torch.ops.aten.upsample_bilinear2d(coarse[:, channel], list(size[1:]), False, *scales[1:])
+        for row in range(size[0]):
+            position = min(max((row + 0.5) / scales[0] - 0.5, 0), last)
+            lower = int(position)
+            upper = min(lower + 1, last)
+            torch.lerp(cells[:, lower], cells[:, upper], position - lower, out=fine[:, channel, row])
+    return fine
+
+
+def _downsample(fine: torch.Tensor, spacing: Sequence[int], compat: bool) -> torch.Tensor:
+    if compat:
+        return F.interpolate(fine, size=list(grid_size(fine.shape[2:], spacing, compat)), mode="trilinear")
+    return pool_to_grid(fine, spacing)
 
 
 def _per_axis(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:

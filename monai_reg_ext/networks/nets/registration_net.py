@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.utils import convert_to_tensor
 from torch import nn
 
+from monai_reg_ext.networks.blocks.feature_block import as_feature_block
+from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
-from monai_reg_ext.networks.layers.upsample_ddf import upsample_ddf
+from monai_reg_ext.networks.layers.upsample_ddf import regrid_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import warp
 
 __all__ = ["RegistrationNet"]
@@ -18,20 +22,25 @@ __all__ = ["RegistrationNet"]
 class RegistrationNet(nn.Module):
     """The skeleton that all methods share: features, estimator, refiner, passes.
 
+    Estimator and refiner work on control grids of their own and know nothing else: they get the features averaged over
+    the cells of ``spacing(size)``, voxels per cell for an image of that size, and count displacements in these cells.
+
     Args:
-        features: what is compared, ``(B, C, I, J, K) -> (B, F, I, J, K)``; run on each image. A module that must see
-            both images offers ``pair(fixed, moving)``, which returns both features.
-        estimator: where things went, ``(fixed, moving features) -> coarse_ddf`` in cells of its ``spacing(size)``.
-        refiner: polish, ``(fixed, moving features, ddf) -> ddf``; optional.
+        features: what is compared; a :py:class:`FeatureBlock`, which may pool without all voxels' features at once, or
+            any module ``(B, C, I, J, K) -> (B, F, I, J, K)``.
+        estimator: where things went, ``(fixed, moving features) -> coarse_ddf``.
+        refiner: polish, ``(fixed, moving features, coarse_ddf) -> coarse_ddf``; optional.
         passes: how often to register: later passes see the moving image warped so far, and their fields are composed.
-        compat: upsample the coarse field as convexAdam does, see :py:func:`upsample_ddf`.
+        final_widths: box filters over the field of each pass at full resolution; none by default.
+        compat: borders and change of grids as convexAdam has them: dropped tails, see :py:func:`pool_to_grid`, and
+            stretched fields, see :py:func:`upsample_ddf`.
 
     Shape:
         - input: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
         - output: ddf ``(B, 3, I, J, K)`` float32 in voxels; ``warped(x) = moving(x + ddf(x))``.
 
     Raises:
-        ValueError: when the number of channels is odd.
+        ValueError: when the number of channels is odd, or an estimator's or refiner's field is not on its grid.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class RegistrationNet(nn.Module):
         estimator: nn.Module,
         refiner: nn.Module | None = None,
         passes: int = 1,
+        final_widths: Sequence[int] = (),
         compat: bool = False,
     ) -> None:
         super().__init__()
@@ -49,6 +59,7 @@ class RegistrationNet(nn.Module):
         self.estimator = estimator
         self.refiner = refiner
         self.passes = passes
+        self.final_widths = tuple(final_widths)
         self.compat = compat
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -74,13 +85,15 @@ class RegistrationNet(nn.Module):
         return ddf
 
     def _register_once(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        fixed_features, moving_features = self._features(fixed, moving)
-        coarse_ddf = self.estimator(fixed_features, moving_features)
         size = fixed.shape[2:]
-        ddf = upsample_ddf(coarse_ddf.float(), self.estimator.spacing(size), size, self.compat)
-        return ddf if self.refiner is None else self.refiner(fixed_features, moving_features, ddf)
-
-    def _features(self, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if hasattr(self.features, "pair"):
-            return self.features.pair(fixed, moving)
-        return self.features(fixed), self.features(moving)
+        stages = [self.estimator] if self.refiner is None else [self.estimator, self.refiner]
+        spacings = [tuple(stage.spacing(size)) for stage in stages]
+        # two stages on one grid share their features
+        grids = list(dict.fromkeys(spacings))
+        of_fixed, of_moving = as_feature_block(self.features).pooled_pair(fixed, moving, grids, self.compat)
+        coarse_ddf = self.estimator(of_fixed[0], of_moving[0]).float()
+        if self.refiner is not None:
+            coarse_ddf = regrid_ddf(coarse_ddf, *spacings, size, self.compat)
+            coarse_ddf = self.refiner(of_fixed[-1], of_moving[-1], coarse_ddf)
+        ddf = upsample_ddf(coarse_ddf.float(), spacings[-1], size, self.compat)
+        return box_filter(ddf, self.final_widths, self.compat)

@@ -9,11 +9,16 @@ import torch
 
 from monai_reg_ext.networks.blocks.coupled_convex_estimator import CoupledConvexEstimator
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
+from monai_reg_ext.networks.layers import cost_volume
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
+from monai_reg_ext.networks.layers.coupled_convex import coupled_convex
+from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
 
 
-def features_of(*images):
-    return [MindSSC()(image) for image in images]
+def features_of(*images, spacing, compat=False):
+    return [pool_to_grid(MindSSC()(image), spacing, compat) for image in images]
 
 
 def as_field(cells):
@@ -41,7 +46,7 @@ def test_golden_field_with_and_without_inverse_consistency(golden_convex, rounds
 def test_whole_cells_are_recovered_inside_for_any_size(shifted_pair, interior, rounds, size, spacing, cells):
     moving, fixed = shifted_pair(size, [count * step for count, step in zip(cells, spacing, strict=True)])
 
-    coarse_ddf = CoupledConvexEstimator(spacing, 2, rounds)(*features_of(fixed, moving))
+    coarse_ddf = CoupledConvexEstimator(spacing, 2, rounds)(*features_of(fixed, moving, spacing=spacing))
 
     assert coarse_ddf.shape[2:] == tuple(-(-extent // step) for extent, step in zip(size, spacing, strict=True))
     # two cells have left the image, and three boxes of radius 1 carry that further in
@@ -51,19 +56,20 @@ def test_whole_cells_are_recovered_inside_for_any_size(shifted_pair, interior, r
 def test_items_of_a_batch_are_estimated_independently(shifted_pair, interior):
     shifts = [(2, -4, 0), (0, 4, -2)]
     moving, fixed = (torch.cat(views) for views in zip(*(shifted_pair((26, 24, 22), s) for s in shifts), strict=True))
+    fixed, moving = features_of(fixed, moving, spacing=(2, 2, 2))
     estimator = CoupledConvexEstimator(2, 2)
 
-    coarse_ddf = estimator(*features_of(fixed, moving))
+    coarse_ddf = estimator(fixed, moving)
 
     for item in range(2):
-        alone = estimator(*features_of(fixed[item : item + 1], moving[item : item + 1]))
+        alone = estimator(fixed[item : item + 1], moving[item : item + 1])
         torch.testing.assert_close(coarse_ddf[item : item + 1], alone)
     assert (interior(coarse_ddf, 5) - as_field(shifts) / 2).abs().max() < 1e-4
 
 
 def test_a_displacement_reaches_the_border_that_compat_shrinks(shifted_pair):
     moving, fixed = shifted_pair((24, 28, 32), (4, 0, -4))
-    features = features_of(fixed, moving)
+    features = features_of(fixed, moving, spacing=(4, 4, 4))
 
     exact, reference = (CoupledConvexEstimator(4, 2, 0, compat=compat)(*features) for compat in (False, True))
 
@@ -76,7 +82,8 @@ def test_a_displacement_reaches_the_border_that_compat_shrinks(shifted_pair):
 @pytest.mark.parametrize("rounds", [0, 15])
 def test_identical_and_constant_features_do_not_move(texture, rounds):
     estimator = CoupledConvexEstimator(3, 2, rounds)
-    textured, constant = MindSSC()(texture((17, 20, 15))), torch.ones(1, 12, 17, 20, 15)
+    (textured,) = features_of(texture((17, 20, 15)), spacing=(3, 3, 3))
+    constant = torch.ones(1, 12, 6, 7, 5)
 
     assert torch.equal(estimator(textured, textured), torch.zeros(1, 3, 6, 7, 5))
     assert torch.equal(estimator(constant, constant), torch.zeros(1, 3, 6, 7, 5))
@@ -85,8 +92,8 @@ def test_identical_and_constant_features_do_not_move(texture, rounds):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("rounds", [0, 15])
 def test_flipped_features_give_the_flipped_field(axis, rounds):
-    fixed, moving = torch.randn(2, 1, 4, 12, 16, 20)
-    estimator = CoupledConvexEstimator((2, 4, 2), (2, 1, 2), rounds)
+    fixed, moving = torch.randn(2, 1, 4, 6, 4, 10)
+    estimator = CoupledConvexEstimator(half_width=(2, 1, 2), inverse_consistency=rounds)
 
     flipped_back = estimator(fixed.flip(2 + axis), moving.flip(2 + axis)).flip(2 + axis)
 
@@ -95,10 +102,10 @@ def test_flipped_features_give_the_flipped_field(axis, rounds):
 
 
 def test_inverse_consistency_brings_both_directions_together():
-    fixed, moving = torch.randn(2, 1, 4, 12, 16, 20)
+    fixed, moving = torch.randn(2, 1, 4, 6, 8, 10) / 2
 
     def residual(rounds):
-        estimator = CoupledConvexEstimator(2, 2, rounds)
+        estimator = CoupledConvexEstimator(half_width=2, inverse_consistency=rounds)
         return compose_ddf(estimator(moving, fixed), estimator(fixed, moving)).abs().mean()
 
     assert residual(15) < residual(0) / 5
@@ -121,32 +128,103 @@ def test_without_a_spacing_the_size_decides(size, spacing):
     assert CoupledConvexEstimator().spacing(size) == (spacing,) * 3
 
 
-def test_the_spacing_of_the_size_is_the_spacing_of_the_field():
-    features = torch.randn(1, 2, 18, 20, 22)
+@pytest.mark.parametrize("spacing", [3, (2, 4, 3)])
+def test_a_given_spacing_does_not_depend_on_the_size(spacing):
+    estimator = CoupledConvexEstimator(spacing)
 
-    assert CoupledConvexEstimator(half_width=1)(features, features).shape == (1, 3, 9, 10, 11)
+    assert estimator.spacing((64, 20, 31)) == estimator.spacing((512, 512, 300))
+    assert estimator.spacing((64, 20, 31)) == ((3, 3, 3) if spacing == 3 else spacing)
 
 
-@pytest.mark.parametrize(("spacing", "half_width"), [(4, 4), ((4, 4, 8), (2, 2, 2)), (16, 1)])
-def test_a_window_beyond_the_image_is_refused(spacing, half_width):
-    features = torch.zeros(1, 2, 20, 18, 16)
+@pytest.mark.parametrize("half_width", [4, (5, 1, 1), (1, 4, 1), (1, 1, 6)])
+def test_a_window_beyond_the_control_grid_is_refused(half_width):
+    features = torch.zeros(1, 2, 5, 4, 6)
 
     with pytest.raises(
-        ValueError, match=r"The search reaches \(.*\) voxels to each side, beyond an image of \(20, 18, 16\)"
+        ValueError, match=r"half_width=\(.*\) reaches beyond a control grid of \(5, 4, 6\) cells\. Choose a"
     ):
-        CoupledConvexEstimator(spacing, half_width)(features, features)
+        CoupledConvexEstimator(2, half_width)(features, features)
 
 
 def test_the_largest_window_that_fits_is_searched():
-    features = torch.randn(1, 2, 17, 17, 17)
+    features = torch.randn(1, 2, 5, 4, 6)
 
-    assert torch.equal(CoupledConvexEstimator(4, 4)(features, features), torch.zeros(1, 3, 5, 5, 5))
+    assert torch.equal(CoupledConvexEstimator(4, (4, 3, 5))(features, features), torch.zeros(1, 3, 5, 4, 6))
 
 
 def test_a_single_slice_is_searched_in_its_plane(shifted_pair):
     moving, fixed = (image[..., :1] for image in shifted_pair((28, 24, 1), (4, -2, 0)))
 
-    coarse_ddf = CoupledConvexEstimator((2, 2, 4), (2, 2, 0))(*features_of(fixed, moving))
+    coarse_ddf = CoupledConvexEstimator(2, (2, 2, 0))(*features_of(fixed, moving, spacing=(2, 2, 4)))
 
     assert coarse_ddf.shape == (1, 3, 14, 12, 1)
     assert (coarse_ddf[..., 5:-5, 5:-5, :] - as_field((2, -1, 0))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sharpness", [None, 20.0])
+@pytest.mark.parametrize("compat", [False, True])
+def test_both_directions_are_those_of_two_searches(compat, sharpness):
+    fixed, moving = torch.randn(2, 2, 4, 7, 5, 6)
+
+    coarse_ddf = CoupledConvexEstimator(half_width=2, sharpness=sharpness, compat=compat)(fixed, moving)
+
+    forward, backward = (
+        coupled_convex(SSDCostVolume(*pair, (2, 2, 2), compat=compat), sharpness=sharpness, compat=compat)
+        for pair in ((fixed, moving), (moving, fixed))
+    )
+    torch.testing.assert_close(coarse_ddf, make_inverse_consistent(forward, backward, compat=compat)[0])
+
+
+def test_the_ties_of_compat_go_to_the_lowest_label_in_both_directions():
+    # without texture all displacements tie: the lowest of each direction is one cell back along every axis
+    nothing = torch.zeros(1, 2, 9, 8, 7)
+
+    coarse_ddf = CoupledConvexEstimator(half_width=1, couplings=(), inverse_consistency=1, compat=True)(
+        nothing, nothing
+    )
+
+    # a <- (a - b(x + a)) / 2 of two equal fields
+    assert coarse_ddf[..., 4, 4, 3].abs().max() < 1e-6
+    forward = CoupledConvexEstimator(half_width=1, couplings=(), inverse_consistency=0, compat=True)(nothing, nothing)
+    assert forward[0, :, 4, 4, 3].tolist() == pytest.approx([-1, -1, -1])
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+@pytest.mark.parametrize("sharpness", [None, 20.0])
+def test_in_little_memory_the_same_field_is_computed_anew_for_each_coupling(monkeypatch, sharpness, rounds):
+    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 10_000)
+    fixed, moving = torch.randn(2, 1, 4, 7, 5, 6)
+    computed = []
+    compute = SSDCostVolume.compute
+    monkeypatch.setattr(
+        SSDCostVolume, "compute", lambda volume, start, stop: computed.append(stop) or compute(volume, start, stop)
+    )
+
+    def field_and_chunks(memory):
+        computed.clear()
+        estimator = CoupledConvexEstimator(2, 2, rounds, sharpness=sharpness, memory=memory)
+        return estimator(fixed, moving), len(computed)
+
+    (kept, once), (streamed, anew) = field_and_chunks(None), field_and_chunks(0)
+
+    assert anew == 7 * once  # six couplings and the search before them
+    assert torch.equal(kept, streamed)
+
+
+def test_features_are_learned_through_the_expected_displacement(shifted_pair):
+    moving, fixed = shifted_pair((16, 14, 18), (2, 0, -2))
+    features = torch.nn.Conv3d(1, 6, 3, padding=1)
+    estimator = CoupledConvexEstimator(2, 2, 2, couplings=(0.01, 0.1), sharpness=10.0)
+    optimizer = torch.optim.Adam(features.parameters(), lr=0.01)
+
+    def loss():
+        pooled = [pool_to_grid(features(image), (2, 2, 2)) for image in (fixed, moving)]
+        return (estimator(*pooled)[..., 2:-2, 2:-2, 2:-2] - as_field((1, 0, -1))).square().mean()
+
+    before = loss()
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    assert loss() < before / 2

@@ -28,14 +28,15 @@ def test_every_part_sees_its_own_channel():
     assert torch.equal(features, expected)
 
 
-def test_parts_that_must_see_both_images_do():
-    fixed, moving = scan_and_label(2), scan_and_label(4)
+def test_parts_that_must_see_both_images_do_on_every_grid():
+    fixed, moving, spacings = scan_and_label(2), scan_and_label(4), [(2, 3, 4), (1, 2, 2)]
 
-    features = FeatureStack([MindSSC(), SemanticFeatures()]).pair(fixed, moving)
+    pooled = FeatureStack([MindSSC(), SemanticFeatures()]).pooled_pair(fixed, moving, spacings)
 
-    semantic = SemanticFeatures().pair(fixed[:, 1:], moving[:, 1:])
-    for image, found, labels in zip((fixed, moving), features, semantic, strict=True):
-        assert torch.equal(found, torch.cat([MindSSC()(image[:, :1]), labels], 1))
+    semantic = SemanticFeatures().pooled_pair(fixed[:, 1:], moving[:, 1:], spacings)
+    for image, found, labels in zip((fixed, moving), pooled, semantic, strict=True):
+        mind = MindSSC().pooled(image[:, :1], spacings)
+        assert all(torch.equal(grid, torch.cat(parts, 1)) for grid, *parts in zip(found, mind, labels, strict=True))
 
 
 def test_weights_of_the_parts_belong_to_the_stack():
@@ -45,9 +46,16 @@ def test_weights_of_the_parts_belong_to_the_stack():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("call", ["forward", "pair"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda stack, image: stack(image),
+        lambda stack, image: stack.pooled(image, [(2, 2, 2)]),
+        lambda stack, image: stack.pooled_pair(image, image, [(2, 2, 2)]),
+    ],
+)
 def test_one_channel_per_part_is_needed(channels, call):
     stack, image = FeatureStack([MindSSC(), SemanticFeatures()]), torch.zeros(1, channels, *SIZE)
 
     with pytest.raises(ValueError, match=rf"each of its 2 parts, got shape \(1, {channels}, "):
-        stack(image) if call == "forward" else stack.pair(image, image)
+        call(stack, image)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_reg_ext.networks.blocks import FeatureConcat, LocalNormalization, MindSSC
+from monai_reg_ext.networks.blocks import LocalNormalization
 
 
 def test_inside_it_is_the_z_score_of_the_window(texture):
@@ -42,9 +42,3 @@ def test_air_with_a_little_noise_stays_quiet():
     image += 0.1 * torch.randn(image.shape)
 
     assert LocalNormalization(width=5)(image)[..., :6].abs().max() < 0.3
-
-
-def test_features_of_one_image_stand_side_by_side(texture):
-    image, parts = texture((9, 10, 11)), [MindSSC(), LocalNormalization()]
-
-    torch.testing.assert_close(FeatureConcat(parts)(image), torch.cat([parts[0](image), parts[1](image)], 1))

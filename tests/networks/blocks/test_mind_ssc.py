@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 
 SIZE = (11, 9, 10)
 SETTINGS = [(1, 2), (2, 2), (1, 1), (3, 3)]
@@ -54,13 +55,29 @@ def slow_mind(image, radius, dilation):
     return np.exp(-distances / np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean()))
 
 
+def whole_descriptors(mind, image):
+    """Where gradients are wanted nothing is computed in slabs."""
+    return mind(image.clone().requires_grad_()).detach()
+
+
+@pytest.mark.parametrize("descriptors", [MindSSC.forward, whole_descriptors])
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (2, 1), (0, 1)])
-def test_every_voxel_follows_the_definition(radius, dilation):
+def test_every_voxel_follows_the_definition(radius, dilation, descriptors):
     image = torch.randn(1, 1, 4, 3, 5)
 
-    mind = MindSSC(radius, dilation)(image)
+    mind = descriptors(MindSSC(radius, dilation), image)
 
     np.testing.assert_allclose(mind[0], slow_mind(image[0, 0].double().numpy(), radius, dilation), atol=1e-5)
+
+
+@pytest.mark.parametrize("descriptors", [MindSSC.forward, whole_descriptors])
+def test_in_the_air_the_variance_is_a_thousandth_of_its_mean(descriptors):
+    image = torch.randn(1, 1, 4, 3, 9)
+    image[..., 4:] *= 0.01
+
+    mind = descriptors(MindSSC(1, 1), image)
+
+    np.testing.assert_allclose(mind[0], slow_mind(image[0, 0].double().numpy(), 1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("radius", "dilation"), SETTINGS)
@@ -194,10 +211,85 @@ def test_a_descriptor_can_be_differentiated_by_the_image(texture):
     torch.testing.assert_close((image.grad * direction).sum().double(), slope, rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("size", [SIZE, (5, 4, 13), (13, 12, 7)])
+@pytest.mark.parametrize(("radius", "dilation"), [(0, 1), (1, 2), (2, 1), (3, 3), (1, 3)])
+@pytest.mark.usefixtures("thin_slabs")
+def test_slabs_give_what_the_whole_gives_on_every_grid(size, radius, dilation, compat):
+    image, mind = torch.randn(2, 1, *size), MindSSC(radius, dilation)
+    spacings = [(3, 2, 4), (2, 4, 2), (1, 1, 1), (5, 3, 7)]
+
+    pooled = mind.pooled(image, spacings, compat)
+
+    whole = whole_descriptors(mind, image)
+    for found, spacing in zip(pooled, spacings, strict=True):
+        torch.testing.assert_close(found, pool_to_grid(whole, spacing, compat), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 9, 10), (2, 3, 1), (4, 1, 7), (1, 1, 1)])
+@pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (3, 3)])
+@pytest.mark.usefixtures("thin_slabs")
+def test_images_thinner_than_cells_and_patches_are_pooled(size, radius, dilation):
+    image, mind = torch.randn(2, 1, *size), MindSSC(radius, dilation)
+
+    pooled = mind.pooled(image, [(6, 6, 6), (2, 2, 2)])
+
+    whole = whole_descriptors(mind, image)
+    torch.testing.assert_close(pooled, [pool_to_grid(whole, (step,) * 3) for step in (6, 2)], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("thin_slabs")
+@pytest.mark.parametrize("batch_mean", [False, True])
+def test_the_noise_level_is_that_of_all_slabs_and_in_compat_of_the_batch(batch_mean):
+    image, mind = torch.randn(2, 1, 14, 9, 10), MindSSC(compat=batch_mean)
+    # air, whose floor depends on what lies in other slabs
+    image[:, :, :8] *= 0.01
+    image[1] *= 100
+
+    torch.testing.assert_close(mind(image), whole_descriptors(mind, image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("thin_slabs")
+def test_pooled_descriptors_need_a_fraction_of_the_memory_of_all(largest_tensor):
+    image = torch.randn(1, 1, 40, 11, 13)
+
+    with largest_tensor() as largest:
+        MindSSC(1, 2).pooled(image, [(4, 4, 4), (2, 2, 2)])
+
+    # slabs of four rows, and the finer grid
+    assert largest.values <= 12 * max(4 * 11 * 13, 20 * 6 * 7)
+    assert largest.values < 0.15 * 12 * image.numel()
+
+
+@pytest.mark.usefixtures("thin_slabs")
+def test_where_gradients_are_wanted_patches_are_compared_once_and_not_in_slabs(texture, largest_tensor):
+    image = texture(SIZE).requires_grad_()
+
+    with largest_tensor() as largest:
+        MindSSC().pooled(image, [(2, 3, 4), (3, 3, 3)])
+
+    assert largest.values == 12 * image.numel()
+
+
+def test_gradients_flow_through_pooled_descriptors(texture):
+    image = texture(SIZE).requires_grad_()
+    mind = MindSSC()
+
+    (pooled,) = mind.pooled(image, [(2, 3, 4)])
+    pooled.square().sum().backward()
+
+    found, image.grad = image.grad, None
+    pool_to_grid(mind(image), (2, 3, 4)).square().sum().backward()
+    torch.testing.assert_close(found, image.grad)
+    assert found.abs().max() > 0
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 8, 8, 8), (1, 1, 8, 8)])
 def test_anything_but_one_channel_in_three_dimensions_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(B, 1, I, J, K\), got \(1, "):
         MindSSC()(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"\(B, 1, I, J, K\), got \(1, "):
+        MindSSC()(torch.zeros(shape, requires_grad=True))
 
 
 @pytest.mark.parametrize(("radius", "dilation"), [(-1, 2), (1, 0)])

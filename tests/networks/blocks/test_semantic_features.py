@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+
+VOXELS = [(1, 1, 1)]
 
 
 def label_maps(batch=1):
@@ -19,6 +22,12 @@ def label_maps(batch=1):
     fixed[:, :, 4, 0, :2] = 7
     moving[:, :, 0, 0, :5] = 7
     return fixed, moving
+
+
+def of_pair(features, fixed, moving):
+    """Features of every voxel of both maps."""
+    (of_fixed,), (of_moving,) = features.pooled_pair(fixed, moving, VOXELS)
+    return of_fixed, of_moving
 
 
 def slow_weights(maps, labels, exponent=0.3, scale=10.0):
@@ -38,7 +47,7 @@ def test_a_pair_is_weighted_by_the_common_frequencies_of_its_labels(scale, expon
     fixed, moving = label_maps()
     labels = [0, 3, 7]
 
-    features = SemanticFeatures(scale, exponent).pair(fixed, moving)
+    features = of_pair(SemanticFeatures(scale, exponent), fixed, moving)
 
     weights = slow_weights([fixed, moving], labels, exponent, scale)
     for label_map, found in zip((fixed, moving), features, strict=True):
@@ -49,7 +58,7 @@ def test_a_pair_is_weighted_by_the_common_frequencies_of_its_labels(scale, expon
 def test_the_mean_weight_is_the_scale_and_the_rarest_label_weighs_most():
     fixed, moving = label_maps()
 
-    features = torch.cat(SemanticFeatures(scale=10).pair(fixed, moving))
+    features = torch.cat(of_pair(SemanticFeatures(scale=10), fixed, moving))
 
     weights = features.amax((0, 2, 3, 4))
     assert weights.mean() == pytest.approx(10, rel=1e-5)
@@ -63,7 +72,7 @@ def test_a_single_image_is_weighted_by_its_own_labels():
 
     weights = slow_weights([moving], [0, 7])
     torch.testing.assert_close(features[0], weighted_one_hot(moving[0], [0, 7], weights).float())
-    assert not torch.allclose(features[:, 1], SemanticFeatures().pair(*label_maps())[1][:, 2])
+    assert not torch.allclose(features[:, 1], of_pair(SemanticFeatures(), *label_maps())[1][:, 2])
 
 
 def test_items_of_a_batch_have_their_own_weights_and_zeros_for_labels_they_lack():
@@ -71,7 +80,7 @@ def test_items_of_a_batch_have_their_own_weights_and_zeros_for_labels_they_lack(
     fixed[1], moving[1] = 0, 0
     fixed[1, 0, 2], moving[1, 0, :2] = 5, 5
 
-    features = SemanticFeatures().pair(fixed, moving)
+    features = of_pair(SemanticFeatures(), fixed, moving)
 
     labels = [0, 3, 5, 7]
     for item in range(2):
@@ -80,16 +89,61 @@ def test_items_of_a_batch_have_their_own_weights_and_zeros_for_labels_they_lack(
             torch.testing.assert_close(found[item], weighted_one_hot(label_map[item], labels, weights).float())
 
 
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.usefixtures("thin_slabs")
+def test_cells_of_a_grid_hold_the_mean_over_their_voxels(compat):
+    fixed, moving = label_maps(batch=2)
+    spacings, features = [(2, 3, 4), (3, 2, 2)], SemanticFeatures()
+
+    pooled_pair, alone = (
+        features.pooled_pair(fixed, moving, spacings, compat),
+        features.pooled(moving, spacings, compat),
+    )
+
+    every_voxel = [*of_pair(features, fixed, moving), features(moving)]
+    for pooled, whole in zip([*pooled_pair, alone], every_voxel, strict=True):
+        torch.testing.assert_close(pooled, [pool_to_grid(whole, spacing, compat) for spacing in spacings])
+
+
+@pytest.mark.usefixtures("thin_slabs")
+def test_pooled_features_need_a_fraction_of_the_memory_of_all(largest_tensor):
+    label_map = torch.arange(9).repeat_interleave(4).view(1, 1, -1, 1, 1).expand(1, 1, 36, 11, 13)
+
+    with largest_tensor() as largest:
+        SemanticFeatures().pooled_pair(label_map, label_map, [(4, 4, 4), (2, 2, 2)])
+
+    # the map itself, slabs of four rows, and the finer grid
+    assert largest.values <= max(36 * 11 * 13, 9 * 4 * 11 * 13, 9 * 18 * 6 * 7)
+
+
+def test_labels_far_apart_and_below_zero_are_told_apart():
+    # ids of brain atlases have nine digits
+    label_map = torch.tensor([-5, 614454277, 0, 614454276]).view(1, 1, 4, 1, 1)
+
+    features = SemanticFeatures()(label_map)
+
+    expected = 10 * torch.eye(4)[[0, 3, 1, 2]]  # row: voxel, column: label in ascending order
+    torch.testing.assert_close(features[0, :, :, 0, 0].T, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 def test_labels_may_be_of_any_type_and_stay_as_they_were(dtype):
     fixed, moving = (label_map.to(dtype) for label_map in label_maps())
     before = fixed.clone()
 
-    features = SemanticFeatures().pair(fixed, moving)
+    features = of_pair(SemanticFeatures(), fixed, moving)
 
-    for found, expected in zip(features, SemanticFeatures().pair(*label_maps()), strict=True):
+    for found, expected in zip(features, of_pair(SemanticFeatures(), *label_maps()), strict=True):
         torch.testing.assert_close(found, expected)
     assert torch.equal(fixed, before)
+
+
+def test_both_maps_may_be_of_different_types():
+    fixed, moving = label_maps()
+
+    features = of_pair(SemanticFeatures(), fixed.to(torch.uint8), moving.float())
+
+    torch.testing.assert_close(features, of_pair(SemanticFeatures(), fixed, moving))
 
 
 def test_a_map_of_one_label_is_a_constant_of_the_scale():
@@ -102,3 +156,5 @@ def test_a_map_of_one_label_is_a_constant_of_the_scale():
 def test_anything_but_one_channel_is_refused(shape):
     with pytest.raises(ValueError, match=r"label maps of shape \(B, 1, I, J, K\), got \(1, "):
         SemanticFeatures()(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"label maps of shape \(B, 1, I, J, K\), got \(1, "):
+        of_pair(SemanticFeatures(), torch.zeros(1, 1, 4, 4, 4), torch.zeros(shape))

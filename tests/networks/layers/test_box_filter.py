@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
-from monai_reg_ext.networks.layers.box_filter import box_filter
+from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
 
 
 def mean_of_existing_neighbours(volume, radius):
@@ -82,6 +82,29 @@ def test_the_gradient_is_that_of_the_filter(compat):
     volume = torch.randn(1, 2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
 
     assert torch.autograd.gradcheck(lambda v: box_filter(v, (3, 5), compat), volume)
+
+
+@pytest.mark.parametrize("widths", [(3,), (5, 3), (3, 3, 3), (9,)])
+@pytest.mark.parametrize("compat", [False, True])
+def test_the_adjoint_is_the_transpose(widths, compat):
+    one, other = torch.randn(2, 2, 3, 6, 4, 5, dtype=torch.float64)
+
+    filtered, transposed = box_filter(one, widths, compat), box_filter_adjoint(other, widths, compat)
+
+    torch.testing.assert_close((filtered * other).sum(), (one * transposed).sum())
+
+
+@pytest.mark.parametrize("widths", [(3,), (3, 3, 3), (5, 1, 3), (9,)])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("size", [(6, 4, 5), (1, 2, 17), (40, 3, 1)])
+@pytest.mark.parametrize("filtered", [box_filter, box_filter_adjoint])
+def test_the_compiled_filter_is_the_plain_one(filtered, size, widths, compat, compiled):
+    volume = torch.randn(2, 3, *size)
+
+    result = compiled(lambda: filtered(volume, widths, compat))
+
+    plain = filtered(volume.double(), widths, compat)
+    torch.testing.assert_close(result, plain.float(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("widths", [(2,), (3, 4), (0,), (-3,)])

@@ -9,9 +9,11 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
+from monai_reg_ext.networks.layers import cost_volume
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.coupled_convex import COUPLINGS, coupled_convex
-from monai_reg_ext.networks.layers.ssd_cost_volume import displacement_labels, ssd_cost_volume
+from monai_reg_ext.networks.layers.dense_cost_volume import DenseCostVolume
+from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume, displacement_labels
 
 
 def slow_smooth(field, compat):
@@ -39,7 +41,11 @@ def random_cost(half_width, size=(6, 5, 7), batch=2):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setitem(coupled_convex.__globals__, "_CHUNK_ELEMENTS", 2 * 147 * 17)
+    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 2 * 6 * 5 * 7 * 4 * 17)
+
+
+def dense_search(cost, labels, *settings, **more_settings):
+    return coupled_convex(DenseCostVolume(cost, labels), *settings, **more_settings)
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -47,7 +53,7 @@ def small_chunks(monkeypatch):
 def test_the_field_is_that_of_the_dense_penalty_in_float64(compat, dtype, small_chunks):
     cost, labels = random_cost((3, 1, 3))
 
-    field = coupled_convex(cost.to(dtype), labels.to(dtype), compat=compat)
+    field = dense_search(cost.to(dtype), labels.to(dtype), compat=compat)
 
     slow = [slow_coupled_convex(item, labels.double().numpy(), compat) for item in cost.double().numpy()]
     np.testing.assert_allclose(field.numpy(), np.stack(slow), atol=1e-6)
@@ -58,7 +64,7 @@ def test_the_labels_may_come_in_any_order():
     cost, labels = random_cost((2, 1, 2))
     order = torch.randperm(len(labels))
 
-    torch.testing.assert_close(coupled_convex(cost[:, order], labels[order]), coupled_convex(cost, labels))
+    torch.testing.assert_close(dense_search(cost[:, order], labels[order]), dense_search(cost, labels))
 
 
 def test_one_sharp_minimum_is_kept_at_the_border_where_compat_shrinks_it():
@@ -66,7 +72,7 @@ def test_one_sharp_minimum_is_kept_at_the_border_where_compat_shrinks_it():
     labels = displacement_labels((2, 2, 2), cheap)
     cost = 1000 * (labels - cheap).square().sum(1).view(1, -1, 1, 1, 1).expand(1, -1, 5, 6, 7)
 
-    exact, reference = coupled_convex(cost, labels)[0], coupled_convex(cost, labels, compat=True)[0]
+    exact, reference = dense_search(cost, labels)[0], dense_search(cost, labels, compat=True)[0]
 
     torch.testing.assert_close(exact, cheap.view(3, 1, 1, 1).expand(3, 5, 6, 7))
     torch.testing.assert_close(reference[:, 2, 3, 3], cheap)
@@ -77,15 +83,15 @@ def test_one_sharp_minimum_is_kept_at_the_border_where_compat_shrinks_it():
 def test_where_nothing_can_be_told_apart_nothing_moves():
     labels = displacement_labels((3, 1, 2), torch.zeros(1))
 
-    field = coupled_convex(torch.full((1, len(labels), 4, 5, 6), 0.7), labels)
+    field = dense_search(torch.full((1, len(labels), 4, 5, 6), 0.7), labels)
 
     assert torch.equal(field, torch.zeros(1, 3, 4, 5, 6))
 
 
-def test_the_ties_of_compat_go_to_the_lowest_label():
+def test_the_ties_of_compat_go_to_the_lowest_label(small_chunks):
     labels = displacement_labels((3, 1, 2), torch.zeros(1))
 
-    field = coupled_convex(torch.zeros(1, len(labels), 9, 9, 9), labels, couplings=(), compat=True)
+    field = dense_search(torch.zeros(1, len(labels), 9, 9, 9), labels, couplings=(), compat=True)
 
     assert field[0, :, 4, 4, 4].tolist() == pytest.approx([-3, -1, -2])
 
@@ -93,11 +99,10 @@ def test_the_ties_of_compat_go_to_the_lowest_label():
 @pytest.mark.parametrize("compat", [False, True])
 def test_scaled_features_need_their_square_as_scale_of_the_couplings(compat):
     fixed, moving = torch.randn(2, 1, 4, 6, 5, 7)
-    labels = displacement_labels((2, 2, 1), fixed)
 
-    field = coupled_convex(ssd_cost_volume(fixed, moving, (2, 2, 1)), labels, compat=compat)
-    scaled_cost = ssd_cost_volume(4 * fixed, 4 * moving, (2, 2, 1))
-    scaled = coupled_convex(scaled_cost, labels, [16 * coupling for coupling in COUPLINGS], compat)
+    field = coupled_convex(SSDCostVolume(fixed, moving, (2, 2, 1)), compat=compat)
+    scaled_volume = SSDCostVolume(4 * fixed, 4 * moving, (2, 2, 1))
+    scaled = coupled_convex(scaled_volume, [16 * coupling for coupling in COUPLINGS], compat=compat)
 
     torch.testing.assert_close(scaled, field)
 
@@ -106,7 +111,7 @@ def test_stronger_couplings_give_a_smoother_field():
     cost, labels = random_cost((3, 1, 3))
 
     roughness = [
-        coupled_convex(cost, labels, [factor * coupling for coupling in COUPLINGS]).diff(dim=-1).square().mean()
+        dense_search(cost, labels, [factor * coupling for coupling in COUPLINGS]).diff(dim=-1).square().mean()
         for factor in (0.01, 1, 100)
     ]
 
@@ -116,19 +121,80 @@ def test_stronger_couplings_give_a_smoother_field():
 def test_items_of_a_batch_do_not_see_each_other():
     cost, labels = random_cost((2, 1, 2))
 
-    field = coupled_convex(cost, labels)
+    field = dense_search(cost, labels)
 
     for item in range(2):
-        torch.testing.assert_close(field[item : item + 1], coupled_convex(cost[item : item + 1], labels))
+        torch.testing.assert_close(field[item : item + 1], dense_search(cost[item : item + 1], labels))
 
 
 def test_mixed_precision_does_not_blur_the_search():
     cost, labels = random_cost((3, 1, 3))
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        field = coupled_convex(cost, labels)
+        field = dense_search(cost, labels)
 
-    assert torch.equal(field, coupled_convex(cost, labels))
+    assert torch.equal(field, dense_search(cost, labels))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("compat", [False, True])
+def test_a_streamed_volume_gives_the_field_of_the_dense_one(small_chunks, symmetric, compat):
+    fixed, moving = torch.randn(2, 2, 4, 6, 5, 7)
+    kept = SSDCostVolume(fixed, moving, (3, 1, 3), symmetric=symmetric)
+    streamed = SSDCostVolume(fixed, moving, (3, 1, 3), symmetric=symmetric, memory=0)
+
+    cost = torch.cat([cost for _, cost in kept], 1)
+    field = dense_search(cost, kept.labels, compat=compat)
+
+    assert torch.equal(coupled_convex(kept, compat=compat), field)
+    assert torch.equal(coupled_convex(streamed, compat=compat), field)
+
+
+@pytest.mark.parametrize("sharpness", [None, 5.0])
+def test_the_second_half_of_a_symmetric_search_is_the_negated_opposite_field(sharpness):
+    # displacements of two cells at most: wider ones leave the grid with all that the boxes see, and tie
+    fixed, moving = torch.randn(2, 2, 4, 6, 5, 7)
+
+    both = coupled_convex(SSDCostVolume(fixed, moving, (2, 1, 2), symmetric=True), sharpness=sharpness)
+
+    forward = coupled_convex(SSDCostVolume(fixed, moving, (2, 1, 2)), sharpness=sharpness)
+    backward = coupled_convex(SSDCostVolume(moving, fixed, (2, 1, 2)), sharpness=sharpness)
+    torch.testing.assert_close(both, torch.cat([forward, -backward]))
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_a_sharp_expectation_is_the_displacement_of_least_cost(compat):
+    cost, labels = random_cost((3, 1, 3))
+    cost = 100 * cost.double()  # far apart, so that no second displacement is left a share
+    labels = labels.double()
+    couplings = [100 * coupling for coupling in COUPLINGS]
+
+    sharp = dense_search(cost, labels, couplings, 1e4, compat)
+
+    torch.testing.assert_close(sharp, dense_search(cost, labels, couplings, compat=compat), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 50.0])
+def test_an_expectation_without_preference_does_not_move(sharpness):
+    labels = displacement_labels((3, 1, 2), torch.zeros(1))
+
+    field = dense_search(torch.full((1, len(labels), 4, 5, 6), 0.7), labels, sharpness=sharpness)
+
+    assert field.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("sharpness", [0, -1.0, float("nan")])
+def test_a_sharpness_that_would_prefer_high_costs_is_refused(sharpness):
+    cost, labels = random_cost((1, 0, 1))
+
+    with pytest.raises(ValueError, match="sharpness must be > 0"):
+        dense_search(cost, labels, sharpness=sharpness)
+
+
+def test_the_best_displacement_has_no_gradients():
+    cost, labels = random_cost((1, 0, 1))
+
+    assert not dense_search(cost.requires_grad_(), labels).requires_grad
 
 
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
@@ -137,7 +203,6 @@ def test_golden_fields_in_both_directions(golden_convex, direction):
     pair = [golden["fixed"], golden["moving"]]
     fixed, moving = pair if direction == "fwd" else reversed(pair)
 
-    cost = ssd_cost_volume(fixed, moving, golden["half_width"], compat=True)
-    field = coupled_convex(cost, golden["labels"], compat=True)
+    field = coupled_convex(SSDCostVolume(fixed, moving, golden["half_width"], compat=True), compat=True)
 
     torch.testing.assert_close(field, golden[f"displacement_{direction}"], rtol=0, atol=1e-5)

@@ -9,9 +9,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from monai_reg_ext.networks.layers import cost_volume
 from monai_reg_ext.networks.layers.box_filter import box_filter
-from monai_reg_ext.networks.layers.ssd_cost_volume import displacement_labels, ssd_cost_volume
+from monai_reg_ext.networks.layers.ssd_cost_volume import (
+    SSDCostVolume,
+    displacement_labels,
+    ssd_cost_volume,
+    write_ssd_chunk,
+)
 
 
 def slow_labels(half_width):
@@ -75,6 +82,45 @@ def test_leaving_the_image_costs_all_feature_energy():
     torch.testing.assert_close(cost[:, 0], fixed.square().sum(1))  # three cells to the left of a grid of three
 
 
+class LargestTensor(TorchDispatchMode):
+    """Number of values in the largest tensor that any operation gave."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.values = max(self.values, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def all_chunks(volume):
+    starts, chunks = zip(*volume, strict=True)
+    assert list(starts) == list(np.cumsum([0, *(chunk.shape[1] for chunk in chunks)])[:-1])
+    return torch.cat(chunks, 1)
+
+
+@pytest.fixture(params=[1, 300, 1 << 20])
+def chunks(request, monkeypatch):
+    """Chunks of one displacement, of a few, of all."""
+    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", request.param)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of the displacements that were computed, one list per chunk."""
+    calls = []
+    write = write_ssd_chunk
+
+    def counted(fixed, moving, energy, displacements, *rest):
+        calls.append(displacements.tolist())
+        write(fixed, moving, energy, displacements, *rest)
+
+    monkeypatch.setitem(ssd_cost_volume.__globals__, "write_ssd_chunk", counted)
+    return calls
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_the_type_of_the_features_is_kept(dtype):
     fixed, moving = torch.randn(2, 1, 3, 5, 6, 4).to(dtype)
@@ -88,6 +134,135 @@ def test_features_can_be_learned_through_the_cost():
     assert torch.autograd.gradcheck(lambda f, m: ssd_cost_volume(f, m, (1, 0, 1)), (fixed, moving))
 
 
+# the last window is wider than the grid
+WINDOWS = [(0, 0, 0), (2, 1, 0), (0, 2, 3), (4, 1, 5)]
+
+
+@pytest.mark.parametrize("half_width", WINDOWS)
+@pytest.mark.parametrize("compat", [False, True])
+def test_the_chunks_are_the_dense_volume(chunks, half_width, compat):
+    fixed, moving = torch.randn(2, 2, 3, 3, 5, 4)
+
+    volume = SSDCostVolume(fixed, moving, half_width, (3, 5), compat)
+
+    assert torch.equal(volume.labels, displacement_labels(half_width, fixed))
+    dense = ssd_cost_volume(fixed, moving, half_width, (3, 5), compat)
+    torch.testing.assert_close(all_chunks(volume), dense)
+
+
+@pytest.mark.parametrize("half_width", WINDOWS)
+def test_a_symmetric_volume_has_the_opposite_direction_with_negated_labels(chunks, half_width):
+    fixed, moving = torch.randn(2, 2, 3, 3, 5, 4)
+
+    forward, backward = all_chunks(SSDCostVolume(fixed, moving, half_width, symmetric=True)).chunk(2)
+
+    torch.testing.assert_close(forward, ssd_cost_volume(fixed, moving, half_width))
+    # the window is symmetric, so that the labels in reverse are the negated labels
+    torch.testing.assert_close(backward, ssd_cost_volume(moving, fixed, half_width).flip(1))
+
+
+def test_differences_taken_in_blocks_are_the_same(monkeypatch):
+    fixed, moving = torch.randn(2, 2, 3, 3, 5, 4)
+    whole = all_chunks(SSDCostVolume(fixed, moving, (1, 2, 1)))
+
+    monkeypatch.setitem(ssd_cost_volume.__globals__, "_DIFFERENCE_BYTES", 7 * 2 * 3 * 4)
+
+    assert torch.equal(all_chunks(SSDCostVolume(fixed, moving, (1, 2, 1))), whole)
+
+
+@pytest.mark.parametrize(("memory", "iterations_computed"), [(27 * 60 * 4, 1), (27 * 60 * 4 - 1, 2), (0, 2)])
+def test_costs_that_fit_the_memory_are_computed_once(computed, monkeypatch, memory, iterations_computed):
+    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 5 * 60 * 4)
+    fixed, moving = torch.randn(2, 1, 3, 3, 5, 4)
+    volume = SSDCostVolume(fixed, moving, (1, 1, 1), memory=memory)
+
+    first, second = all_chunks(volume), all_chunks(volume)
+
+    assert torch.equal(first, second)
+    every = displacement_labels((1, 1, 1), torch.zeros(0, dtype=torch.int64)).tolist()
+    assert list(itertools.chain(*computed)) == every * iterations_computed
+
+
+def test_an_iteration_that_was_left_is_taken_up_by_the_next(chunks):
+    fixed, moving = torch.randn(2, 1, 3, 3, 5, 4)
+    volume = SSDCostVolume(fixed, moving, (1, 1, 1))
+
+    next(iter(volume))
+
+    torch.testing.assert_close(all_chunks(volume), ssd_cost_volume(fixed, moving, (1, 1, 1)))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_without_memory_no_tensor_is_larger_than_a_chunk_or_the_features(symmetric, monkeypatch):
+    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 9 * 60 * 4)
+    fixed, moving = torch.randn(1, 6, 3, 5, 4), torch.randn(1, 6, 3, 5, 4)
+
+    with LargestTensor() as largest:
+        volume = SSDCostVolume(fixed, moving, (2, 2, 2), symmetric=symmetric, memory=0)
+        for _ in volume:
+            pass
+        volume.pull_back(lambda start, cost: cost.clone())
+
+    assert largest.values <= 9 * 60  # 125 labels of 60 points, 6 channels of 60 points
+
+
+def test_half_precision_rounds_what_is_kept_and_needs_half_the_memory(computed):
+    fixed, moving = torch.randn(2, 1, 3, 3, 5, 4)
+    volume = SSDCostVolume(fixed, moving, (1, 1, 1), memory=27 * 60 * 2, half=True)
+
+    first, second = all_chunks(volume), all_chunks(volume)
+
+    assert len(computed) == 1
+    assert first.dtype == torch.float32
+    assert torch.equal(first, ssd_cost_volume(fixed, moving, (1, 1, 1)).half().float())
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_half_features_are_accumulated_in_float32(dtype, expected):
+    # 4096 ones and a little: in float16 the little is lost
+    fixed = torch.cat([torch.ones(1, 4096, 3, 2, 4), torch.full((1, 1, 3, 2, 4), 0.5)], 1).to(dtype)
+    moving = torch.zeros_like(fixed)
+
+    volume = SSDCostVolume(fixed, moving, (1, 0, 1))
+
+    assert volume.labels.dtype == expected
+    torch.testing.assert_close(all_chunks(volume), torch.full((1, 9, 3, 2, 4), 4096.25, dtype=expected))
+    torch.testing.assert_close(ssd_cost_volume(fixed, moving, (1, 0, 1)), all_chunks(volume).to(dtype))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("half_width", WINDOWS)
+def test_pulled_back_gradients_are_those_of_autograd(chunks, half_width, symmetric, compat):
+    fixed, moving = torch.randn(2, 2, 3, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    dense = ssd_cost_volume(fixed, moving, half_width, (3, 5), compat)
+    if symmetric:
+        dense = torch.cat([dense, ssd_cost_volume(moving, fixed, half_width, (3, 5), compat).flip(1)])
+    gradient = torch.randn_like(dense)
+
+    volume = SSDCostVolume(fixed, moving, half_width, (3, 5), compat, symmetric)
+    pulled_back = volume.pull_back(lambda start, cost: gradient[:, start : start + cost.shape[1]].clone())
+
+    torch.testing.assert_close(pulled_back, torch.autograd.grad(dense, (fixed, moving), gradient))
+
+
+def test_gradients_of_half_features_are_half():
+    fixed, moving = torch.randn(2, 1, 3, 3, 5, 4).half()
+
+    gradients = SSDCostVolume(fixed, moving, (1, 1, 1)).pull_back(lambda start, cost: torch.ones_like(cost))
+
+    assert [gradient.dtype for gradient in gradients] == [torch.float16] * 2
+
+
+def test_features_of_different_grids_are_refused():
+    with pytest.raises(ValueError, match=r"one grid, got fixed \(1, 2, 3, 4, 5\) and moving \(1, 2, 5, 4, 3\)"):
+        SSDCostVolume(torch.zeros(1, 2, 3, 4, 5), torch.zeros(1, 2, 5, 4, 3), (1, 1, 1))
+
+
 def test_golden_labels_cost_and_argmin(golden_convex):
     golden = golden_convex
 
@@ -96,3 +271,12 @@ def test_golden_labels_cost_and_argmin(golden_convex):
     torch.testing.assert_close(displacement_labels(golden["half_width"], cost), golden["labels"])
     torch.testing.assert_close(cost, golden["cost"], rtol=0, atol=1e-5)
     assert torch.equal(cost.argmin(1), golden["argmin"])
+
+
+def test_golden_costs_in_chunks(golden_convex):
+    golden = golden_convex
+
+    volume = SSDCostVolume(golden["fixed"], golden["moving"], golden["half_width"], compat=True)
+
+    torch.testing.assert_close(all_chunks(volume), golden["cost"], rtol=0, atol=1e-5)
+    assert torch.equal(all_chunks(volume).argmin(1), golden["argmin"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, upsample_ddf
+from monai_reg_ext.networks.layers.pool_to_grid import grid_size
+from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
 
 SPACING = (2, 3, 5)
 SIZES = [(8, 9, 15), (7, 10, 13), (2, 5, 21), (1, 2, 4)]
@@ -103,7 +104,81 @@ def test_one_voxel_per_cell_changes_nothing():
     assert torch.equal(downsample_ddf(ddf, (1, 1, 1)), ddf)
 
 
-@pytest.mark.parametrize("size", [(9, 9, 15), (8, 9, 16)])
-def test_too_few_cells_for_the_size_are_refused(size):
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("size", [(8, 9, 15), (7, 10, 13)])
+def test_the_field_is_the_same_where_gradients_are_wanted(size, compat):
+    coarse_ddf = torch.randn(2, 3, *grid_size(size, SPACING, compat))
+
+    in_graph = upsample_ddf(coarse_ddf.clone().requires_grad_(), SPACING, size, compat)
+
+    assert in_graph.requires_grad
+    torch.testing.assert_close(in_graph.detach(), upsample_ddf(coarse_ddf, SPACING, size, compat), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_changes_of_grid_have_the_right_gradients(compat):
+    coarse_ddf = torch.randn(1, 3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    size = (5, 6, 7) if compat else (4, 5, 6)
+
+    assert torch.autograd.gradcheck(lambda ddf: upsample_ddf(ddf, (2, 3, 2), size, compat), coarse_ddf)
+    assert torch.autograd.gradcheck(lambda ddf: regrid_ddf(ddf, (2, 3, 2), (3, 2, 2), size, compat), coarse_ddf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_fields_keep_their_type(dtype):
+    coarse_ddf, size = torch.randn(2, 3, 4, 3, 3), (7, 9, 11)
+
+    for moved in (lambda ddf: upsample_ddf(ddf, SPACING, size), lambda ddf: regrid_ddf(ddf, SPACING, (1, 2, 3), size)):
+        assert moved(coarse_ddf.to(dtype)).dtype == dtype
+        torch.testing.assert_close(moved(coarse_ddf.to(dtype)).float(), moved(coarse_ddf), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("size", [(9, 10, 15), (7, 13, 21), (23, 19, 31)])
+@pytest.mark.parametrize(
+    ("spacing", "new_spacing"),
+    [((6, 6, 6), (2, 2, 2)), (SPACING, (3, 1, 4)), ((1, 2, 3), (1, 1, 1)), ((2, 4, 3), (5, 4, 6)), ((3, 3, 3),) * 2],
+)
+def test_a_direct_change_of_grid_is_up_and_down_again(spacing, new_spacing, size, compat):
+    coarse_ddf = torch.randn(2, 3, *grid_size(size, spacing, compat))
+
+    moved = regrid_ddf(coarse_ddf, spacing, new_spacing, size, compat)
+
+    slow = downsample_ddf(upsample_ddf(coarse_ddf, spacing, size, compat), new_spacing, compat)
+    torch.testing.assert_close(moved, slow, rtol=0, atol=2e-5)
+
+
+def test_images_thinner_than_a_cell_change_grids_too():
+    moved = regrid_ddf(torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1, 1), (6, 6, 6), (2, 3, 4), (1, 2, 4))
+
+    torch.testing.assert_close(moved, torch.tensor([3.0, 4, 4.5]).view(1, 3, 1, 1, 1))
+
+
+def test_a_direct_change_of_grid_never_holds_the_whole_field(largest_tensor):
+    with largest_tensor() as largest:
+        regrid_ddf(torch.randn(1, 3, 6, 5, 7), (6, 6, 6), (3, 3, 3), (36, 30, 42))
+
+    assert largest.values <= 3 * 12 * 10 * 14
+
+
+def test_upsampling_holds_little_more_than_its_result(largest_tensor):
+    with largest_tensor() as largest:
+        upsample_ddf(torch.randn(2, 3, 6, 5, 7), (6, 6, 6), (36, 30, 42))
+
+    assert largest.values == 2 * 3 * 36 * 30 * 42
+
+
+def test_mixed_precision_does_not_reach_the_field():
+    coarse_ddf, size = torch.randn(1, 3, 4, 3, 3), (7, 9, 11)
+    moved = regrid_ddf(coarse_ddf, SPACING, (1, 2, 3), size), upsample_ddf(coarse_ddf, SPACING, size)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(regrid_ddf(coarse_ddf, SPACING, (1, 2, 3), size), moved[0])
+        assert torch.equal(upsample_ddf(coarse_ddf, SPACING, size), moved[1])
+
+
+@pytest.mark.parametrize("move", [upsample_ddf, lambda ddf, *grid: regrid_ddf(ddf, grid[0], (2, 2, 2), grid[1])])
+@pytest.mark.parametrize("size", [(9, 9, 15), (8, 9, 16), (6, 9, 15)])
+def test_other_cells_than_those_of_the_size_are_refused(size, move):
     with pytest.raises(ValueError, match=r"\(4, 3, 3\) cells of \(2, 3, 5\) voxels do not cover"):
-        upsample_ddf(torch.zeros(1, 3, 4, 3, 3), SPACING, size)
+        move(torch.zeros(1, 3, 4, 3, 3), SPACING, size)

@@ -14,8 +14,10 @@ from monai_reg_ext.networks.blocks.coupled_convex_estimator import CoupledConvex
 from monai_reg_ext.networks.blocks.feature_stack import FeatureStack
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
 from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
+from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
-from monai_reg_ext.networks.layers.upsample_ddf import upsample_ddf
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import warp
 from monai_reg_ext.networks.nets.registration_net import RegistrationNet
 
@@ -36,6 +38,23 @@ def as_field(shift):
 def label_map(image):
     """Four labels, not contiguous, by intensity."""
     return torch.tensor([0.0, 2, 5, 11])[torch.bucketize(image, torch.tensor([-0.8, 0.0, 0.9]))]
+
+
+class Stage(torch.nn.Module):
+    """Stands in for an estimator or a refiner: adds ``step`` cells to the field and remembers what it was given."""
+
+    def __init__(self, grid_spacing, step=0.0):
+        super().__init__()
+        self.grid_spacing, self.step = grid_spacing, step
+
+    def spacing(self, size):
+        return self.grid_spacing
+
+    def forward(self, fixed, moving, coarse_ddf=0.0):
+        self.given = fixed, moving, coarse_ddf
+        # every cell moves by another distance
+        ramp = torch.linspace(0, 1, fixed[0, 0].numel()).view(1, 1, *fixed.shape[2:]).expand(len(fixed), 3, -1, -1, -1)
+        return coarse_ddf + self.step * ramp
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +160,105 @@ def test_the_second_pass_registers_the_warped_image_and_is_composed(pair):
     assert second.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_every_stage_gets_the_features_of_its_own_grid(pair, plain, compat):
+    moving, fixed = pair[..., :31].chunk(2, 1)
+    mind = MindSSC()
+    features = torch.nn.Sequential(mind) if plain else mind
+    estimator, refiner = Stage((5, 4, 6)), Stage((2, 4, 3))
+
+    RegistrationNet(features, estimator, refiner, compat=compat).register(moving, fixed)
+
+    for stage in (estimator, refiner):
+        for given, image in zip(stage.given[:2], (fixed, moving), strict=True):
+            torch.testing.assert_close(given, pool_to_grid(mind(image), stage.grid_spacing, compat), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_the_field_goes_from_the_estimators_grid_to_the_refiners_and_to_the_voxels(pair, compat):
+    estimator, refiner = Stage((5, 4, 6), 3.0), Stage((2, 3, 4), -1.0)
+
+    ddf = RegistrationNet(MindSSC(), estimator, refiner, compat=compat)(pair)
+
+    estimate = upsample_ddf(estimator(*estimator.given[:2]), (5, 4, 6), SIZE, compat)
+    start = downsample_ddf(estimate, (2, 3, 4), compat)
+    torch.testing.assert_close(refiner.given[2], start, rtol=0, atol=1e-5)
+    refined = refiner(*refiner.given[:2], start)
+    torch.testing.assert_close(ddf, upsample_ddf(refined, (2, 3, 4), SIZE, compat), rtol=0, atol=1e-4)
+
+
 def test_without_a_refiner_the_field_is_the_estimate_at_full_size(pair):
-    moving, fixed = pair.chunk(2, 1)
-    estimator = CoupledConvexEstimator((3, 4, 2), 2)
+    estimator = Stage((3, 4, 2), 2.0)
 
     ddf = RegistrationNet(MindSSC(), estimator)(pair)
 
-    torch.testing.assert_close(ddf, upsample_ddf(estimator(MindSSC()(fixed), MindSSC()(moving)), (3, 4, 2), SIZE))
+    torch.testing.assert_close(ddf, upsample_ddf(estimator(*estimator.given[:2]), (3, 4, 2), SIZE))
+
+
+def test_stages_of_half_precision_are_joined_in_float32(pair):
+    class Half(Stage):
+        def forward(self, *given):
+            return super().forward(*given).half()
+
+    refiner = Half((3, 4, 2))
+
+    assert RegistrationNet(MindSSC(), Half((5, 4, 6)))(pair).dtype == torch.float32
+    assert RegistrationNet(MindSSC(), Half((5, 4, 6)), refiner)(pair).dtype == torch.float32
+    assert refiner.given[2].dtype == torch.float32
+
+
+def test_stages_on_one_grid_share_their_features(pair):
+    estimator, refiner = Stage((3, 4, 2)), Stage([3, 4, 2])
+
+    RegistrationNet(MindSSC(), estimator, refiner)(pair)
+
+    assert all(one is other for one, other in zip(estimator.given[:2], refiner.given[:2], strict=True))
+
+
+def test_features_that_depend_on_both_images_see_both(pair):
+    moving, fixed = (label_map(image) for image in pair.chunk(2, 1))
+    moving[moving == 11] = 0
+    estimator, refiner = Stage((5, 4, 6)), Stage((2, 3, 4))
+
+    RegistrationNet(SemanticFeatures(), estimator, refiner).register(moving, fixed)
+
+    of_fixed, of_moving = SemanticFeatures().pooled_pair(fixed, moving, [(5, 4, 6), (2, 3, 4)])
+    for stage, *expected in zip((estimator, refiner), of_fixed, of_moving, strict=True):
+        torch.testing.assert_close(list(stage.given[:2]), expected)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_final_boxes_smooth_the_field_of_each_pass_at_full_resolution(pair, compat):
+    estimator = Stage((3, 4, 2), 2.0)
+
+    smoothed, twice = (
+        RegistrationNet(MindSSC(), estimator, passes=passes, final_widths=[5, 3], compat=compat)(pair)
+        for passes in (1, 2)
+    )
+
+    expected = box_filter(RegistrationNet(MindSSC(), estimator, compat=compat)(pair), (5, 3), compat)
+    torch.testing.assert_close(smoothed, expected)
+    torch.testing.assert_close(twice, compose_ddf(expected, expected))
+
+
+def test_features_learn_through_the_estimate_at_full_size(pair):
+    class Mean(Stage):
+        def forward(self, fixed, moving):
+            return (fixed - moving).mean(1, keepdim=True).expand(-1, 3, -1, -1, -1)
+
+    features = torch.nn.Conv3d(1, 2, 3, padding=1)
+
+    RegistrationNet(features, Mean((3, 4, 2)))(pair).square().sum().backward()
+
+    assert features.weight.grad.abs().max() > 0
+
+
+def test_no_descriptors_of_all_voxels_are_held(pair, largest_tensor, thin_slabs):
+    with largest_tensor() as largest:
+        RegistrationNet(MindSSC(), Stage((6, 6, 6)), Stage((2, 2, 2)))(pair)
+
+    assert largest.values <= 3 * np.prod(SIZE)  # the field
 
 
 @pytest.mark.parametrize("features", [SemanticFeatures(), FeatureStack([MindSSC(), SemanticFeatures()])])
@@ -228,17 +339,14 @@ def test_compat_is_the_published_convex_adam(
 def test_the_default_does_not_shrink_at_the_border_as_compat_does(pair):
     constant = torch.ones(1, 3, 12, 10, 14, dtype=torch.float16)
 
-    class Estimate(torch.nn.Module):
+    class Estimate(Stage):
         """Stands in for an estimator that found the same displacement everywhere."""
 
         def forward(self, fixed, moving):
             return constant
 
-        def spacing(self, size):
-            return (3, 3, 3)
-
     exact, reference = (
-        RegistrationNet(MindSSC(), Estimate(), AdamRefiner(3, 0, compat=compat), compat=compat)(pair)
+        RegistrationNet(MindSSC(), Estimate((3, 3, 3)), AdamRefiner(3, 0, compat=compat), compat=compat)(pair)
         for compat in (False, True)
     )
 
@@ -259,15 +367,18 @@ def test_images_on_different_grids_are_refused():
 
 
 def test_a_search_larger_than_the_image_is_refused():
-    with pytest.raises(
-        ValueError, match=r"reaches \(24, 24, 24\) voxels to each side, beyond an image of \(40, 40, 20\)"
-    ):
+    with pytest.raises(ValueError, match=r"half_width=\(4, 4, 4\) .* \(7, 7, 4\) cells"):
         convex_adam(spacing=6, half_width=4)(torch.zeros(1, 2, 40, 40, 20))
 
 
-def test_dropped_cells_are_not_mistaken_for_a_smaller_image(pair):
-    with pytest.raises(ValueError, match="Use compat everywhere or nowhere"):
-        RegistrationNet(MindSSC(), CoupledConvexEstimator(4, 2, compat=True))(pair)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_field_that_is_not_on_its_grid_is_refused(pair, stages):
+    class Shorter(Stage):
+        def forward(self, *given):
+            return torch.zeros(1, 3, *(cells - 1 for cells in given[0].shape[2:]))
+
+    with pytest.raises(ValueError, match=r"\(11, 7, 20\) cells of \(3, 4, 2\) voxels do not cover"):
+        RegistrationNet(MindSSC(), *[Shorter((3, 4, 2))] * stages)(pair)
 
 
 def test_no_pass_at_all_is_refused():

@@ -1,0 +1,3 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0

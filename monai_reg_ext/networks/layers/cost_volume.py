@@ -1,0 +1,89 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+__all__ = ["CostVolume"]
+
+# a processor wants the chunk in its cache, an accelerator few launches
+_CHUNK_BYTES_CPU = 4 << 20
+_CHUNK_BYTES_ACCELERATOR = 32 << 20
+
+
+class CostVolume(ABC):
+    """Cost of every displacement at every control point, handed out in chunks of displacements.
+
+    ``for start, cost in volume`` gives ``cost (B, l, i, j, k)`` of the displacements ``labels[start : start + l]``, in
+    order and without gradients; the next chunk may overwrite it. :py:meth:`pull_back` is the way back. A search needs
+    one chunk at a time, so that a volume need never exist as a whole.
+
+    Args:
+        labels: ``(L, 3)`` displacements in cells; their dtype (float32 or float64) and device are those of the costs.
+        batch: number of items ``B``.
+        size: control points along each axis, ``(i, j, k)``.
+        inputs: the tensors from which the costs are made, in the order of :py:meth:`pull_back`'s gradients.
+        memory: bytes that may be spent on keeping the chunks. A volume that fits is computed once, at the first
+            iteration; another is computed anew at each.
+        half: keep the chunks in float16. Costs are rounded to 11 binary digits.
+    """
+
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        batch: int,
+        size: Sequence[int],
+        inputs: Sequence[torch.Tensor],
+        memory: int = 0,
+        half: bool = False,
+    ) -> None:
+        self.labels = labels
+        self.batch = batch
+        self.size = tuple(size)
+        self.inputs = tuple(inputs)
+        self._kept_dtype = torch.float16 if half else labels.dtype
+        self._keeps = len(labels) * self._values_per_label * self._kept_dtype.itemsize <= memory
+        self._kept: dict[int, torch.Tensor] = {}
+
+    @property
+    def _values_per_label(self) -> int:
+        return self.batch * math.prod(self.size)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        on_cpu = self.labels.device.type == "cpu"
+        chunk_bytes = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
+        # a displacement at least for each thread
+        least = torch.get_num_threads() if on_cpu else 1
+        step = max(least, chunk_bytes // (self._values_per_label * self.labels.element_size()))
+        for start in range(0, len(self.labels), step):
+            yield start, self._chunk(start, min(start + step, len(self.labels)))
+
+    @torch.no_grad()
+    def _chunk(self, start: int, stop: int) -> torch.Tensor:
+        if not self._keeps:
+            return self.compute(start, stop)
+        if start not in self._kept:
+            self._kept[start] = self.compute(start, stop).to(self._kept_dtype)
+        return self._kept[start].to(self.labels.dtype)
+
+    @abstractmethod
+    def compute(self, start: int, stop: int) -> torch.Tensor:
+        """``(B, stop - start, i, j, k)`` costs of the displacements ``labels[start:stop]``."""
+
+    @abstractmethod
+    def pull_back(self, chunk_gradient: Callable[[int, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Gradient with respect to :py:attr:`inputs`, in one iteration over the chunks.
+
+        Args:
+            chunk_gradient: ``(start, cost) -> gradient`` with respect to that chunk, shaped as ``cost``; the returned
+                tensor may be overwritten.
+
+        Returns:
+            One tensor per input, with the input's shape and dtype.
+        """
