@@ -66,14 +66,14 @@ def filter_planes(volume, band_i, band_j, band_k, start, stop, result):  # type:
     reach_i, reach_j, reach_k = len(taps_i) // 2, len(taps_j) // 2, len(taps_k) // 2
     size_i, size_j, size_k = volume.shape
     plane = np.empty((size_j, size_k), np.float32)
+    flat_volume, flat_plane = volume.reshape(size_i, size_j * size_k), plane.reshape(-1)
     row = np.zeros(size_k + 2 * reach_k, np.float32)
     for i in range(start, stop):
-        for j in range(size_j):
-            for k in range(size_k):
-                total = np.float32(0)
-                for tap in range(len(taps_i)):
-                    total += weights_i[tap, i] * volume[min(max(i + tap - reach_i, 0), size_i - 1), j, k]
-                plane[j, k] = total
+        for x in range(size_j * size_k):
+            total = np.float32(0)
+            for tap in range(len(taps_i)):
+                total += weights_i[tap, i] * flat_volume[min(max(i + tap - reach_i, 0), size_i - 1), x]
+            flat_plane[x] = total
         for j in range(size_j):
             for k in range(size_k):
                 total = np.float32(0)

@@ -12,7 +12,7 @@ from monai_reg_ext.networks.kernels.runtime import JIT, in_threads
 
 __all__ = ["update_best"]
 
-_POINTS_IN_CACHE = 1024
+_POINTS_IN_CACHE = 8192
 
 
 def update_best(
@@ -26,33 +26,47 @@ def update_best(
     best_label: torch.Tensor,
 ) -> None:
     """Twin of :py:func:`monai_reg_ext.networks.layers.coupled_convex.update_best`, in one pass over the costs."""
-    weights = np.float32(coupling), np.float32(coupling + tie_break)
+    terms = torch.cat(
+        [-2 * coupling * labels, (coupling + tie_break) * labels.square().sum(1, keepdim=True)], 1
+    ).numpy()
     for item in range(len(cost)):
         arrays = [tensor[item].flatten(1).numpy() for tensor in (cost, coarse_ddf)]
         best = [tensor[item].flatten().numpy() for tensor in (best_cost, best_label)]
 
         def update(first: int, last: int, arrays=arrays, best=best) -> None:  # type: ignore[no-untyped-def]
-            _update_points(*arrays, labels.numpy(), *weights, np.int32(start), first, last, *best)
+            _update_points(*arrays, terms, np.int32(start), first, last, *best)
 
         in_threads(update, best_cost[item].numel(), _POINTS_IN_CACHE)
 
 
 @njit(**JIT)
-def _update_points(  # type: ignore[no-untyped-def]
-    cost, ddf, labels, coupling, norm_weight, first_label, first, last, best_cost, best_label
-):
-    twice = np.float32(-2) * coupling
+def _update_points(cost, ddf, terms, first_label, first, last, best_cost, best_label):  # type: ignore[no-untyped-def]
     for begin in range(first, last, _POINTS_IN_CACHE):
         end = min(begin + _POINTS_IN_CACHE, last)
-        ddf_i, ddf_j, ddf_k = ddf[0, begin:end], ddf[1, begin:end], ddf[2, begin:end]
-        lowest, best = best_cost[begin:end], best_label[begin:end]
-        for label in range(len(labels)):
-            d_i, d_j, d_k = labels[label]
-            norm = norm_weight * (d_i * d_i + d_j * d_j + d_k * d_k)
-            slope_i, slope_j, slope_k = twice * d_i, twice * d_j, twice * d_k
-            number = np.int32(first_label + label)
-            row = cost[label, begin:end]
-            for x in range(end - begin):
-                total = row[x] + (norm + slope_i * ddf_i[x] + slope_j * ddf_j[x] + slope_k * ddf_k[x])
-                best[x] = number if total < lowest[x] else best[x]
-                lowest[x] = min(total, lowest[x])
+        field = ddf[0, begin:end], ddf[1, begin:end], ddf[2, begin:end]
+        best = best_cost[begin:end], best_label[begin:end]
+        for label in range(0, len(terms), 2):
+            # an odd last one competes twice
+            other = min(label + 1, len(terms) - 1)
+            numbers = np.int32(first_label + label), np.int32(first_label + other)
+            _compete(
+                cost[label, begin:end], cost[other, begin:end], *field, terms[label], terms[other], *numbers, *best
+            )
+
+
+@njit(**JIT)
+def _compete(  # type: ignore[no-untyped-def]
+    cost_a, cost_b, u_i, u_j, u_k, terms_a, terms_b, label_a, label_b, best_cost, best_label
+):
+    """Two displacements at once, so that the field and the best so far are read half as often."""
+    a_i, a_j, a_k, a_norm = terms_a
+    b_i, b_j, b_k, b_norm = terms_b
+    for x in range(len(best_cost)):
+        total_a = cost_a[x] + (a_norm + a_i * u_i[x] + a_j * u_j[x] + a_k * u_k[x])
+        total_b = cost_b[x] + (b_norm + b_i * u_i[x] + b_j * u_j[x] + b_k * u_k[x])
+        better_a = total_a < best_cost[x]
+        lowest = total_a if better_a else best_cost[x]
+        best = label_a if better_a else best_label[x]
+        better_b = total_b < lowest
+        best_cost[x] = total_b if better_b else lowest
+        best_label[x] = label_b if better_b else best

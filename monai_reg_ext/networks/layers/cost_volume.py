@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
+
 __all__ = ["CostVolume"]
 
-# a processor wants the chunk in its cache, an accelerator few launches
+# a processor wants the chunk in its cache, kernels with caches of their own and an accelerator want few calls
 _CHUNK_BYTES_CPU = 4 << 20
+_CHUNK_BYTES_COMPILED = 32 << 20
 _CHUNK_BYTES_ACCELERATOR = 32 << 20
 
 
@@ -58,6 +61,8 @@ class CostVolume(ABC):
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
         on_cpu = self.labels.device.type == "cpu"
         chunk_bytes = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
+        if compiled_twin("coupled_convex", self.labels) is not None:
+            chunk_bytes = _CHUNK_BYTES_COMPILED
         # a displacement at least for each thread
         least = torch.get_num_threads() if on_cpu else 1
         step = max(least, chunk_bytes // (self._values_per_label * self.labels.element_size()))
