@@ -52,6 +52,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fill_and_drop(mebibytes: int) -> None:
+    # above 32 MiB the C library always gives memory back at once
     torch.ones(mebibytes * MIB // 4).sum()
 
 
@@ -63,14 +64,14 @@ def test_the_peak_of_a_stage_is_what_it_held_at_most_above_the_start_of_the_call
         with meter.stage("large"):
             fill_and_drop(96)
         with meter.stage("small"):
-            fill_and_drop(32)
+            fill_and_drop(40)
         kept = torch.ones(48 * MIB // 4)
         with meter.stage("beside what is kept"):
-            fill_and_drop(16)
+            fill_and_drop(40)
 
     assert kept.numel() > 0
     peaks = {name: cost.peak / MIB for name, (cost,) in meter.costs.items()}
-    expected = {"call": 96, "large": 96, "small": 32, "beside what is kept": 64}
+    expected = {"call": 96, "large": 96, "small": 40, "beside what is kept": 88}
     assert peaks == {name: pytest.approx(peak, abs=4) for name, peak in expected.items()}
 
 

@@ -14,11 +14,6 @@ from monai_reg_ext.networks.kernels.runtime import compiled_twin
 
 __all__ = ["CostVolume"]
 
-# a processor wants the chunk in its cache, kernels with caches of their own and an accelerator want few calls
-_CHUNK_BYTES_CPU = 4 << 20
-_CHUNK_BYTES_COMPILED = 32 << 20
-_CHUNK_BYTES_ACCELERATOR = 32 << 20
-
 
 class CostVolume(ABC):
     """Cost of every displacement at every control point, handed out in chunks of displacements.
@@ -59,13 +54,9 @@ class CostVolume(ABC):
         return self.batch * math.prod(self.size)
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
-        on_cpu = self.labels.device.type == "cpu"
-        chunk_bytes = _CHUNK_BYTES_CPU if on_cpu else _CHUNK_BYTES_ACCELERATOR
-        if compiled_twin("coupled_convex", self.labels) is not None:
-            chunk_bytes = _CHUNK_BYTES_COMPILED
         # a displacement at least for each thread
-        least = torch.get_num_threads() if on_cpu else 1
-        step = max(least, chunk_bytes // (self._values_per_label * self.labels.element_size()))
+        least = torch.get_num_threads() if self.labels.device.type == "cpu" else 1
+        step = max(least, _chunk_bytes(self.labels) // (self._values_per_label * self.labels.element_size()))
         for start in range(0, len(self.labels), step):
             yield start, self._chunk(start, min(start + step, len(self.labels)))
 
@@ -92,3 +83,11 @@ class CostVolume(ABC):
         Returns:
             One tensor per input, with the input's shape and dtype.
         """
+
+
+def _chunk_bytes(labels: torch.Tensor) -> int:
+    # torch on a processor wants the chunk in its cache; compiled kernels, with blocks of their own, and an accelerator
+    # want few calls
+    if labels.device.type == "cpu" and compiled_twin("coupled_convex", labels) is None:
+        return 4 << 20
+    return 32 << 20

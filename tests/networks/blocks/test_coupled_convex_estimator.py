@@ -192,7 +192,7 @@ def test_the_ties_of_compat_go_to_the_lowest_label_in_both_directions():
 @pytest.mark.parametrize("rounds", [0, 3])
 @pytest.mark.parametrize("sharpness", [None, 20.0])
 def test_in_little_memory_the_same_field_is_computed_anew_for_each_coupling(monkeypatch, sharpness, rounds):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 10_000)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 10_000)
     fixed, moving = torch.randn(2, 1, 4, 7, 5, 6)
     computed = []
     compute = SSDCostVolume.compute

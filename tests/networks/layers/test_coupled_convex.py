@@ -41,7 +41,7 @@ def random_cost(half_width, size=(6, 5, 7), batch=2):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 2 * 6 * 5 * 7 * 4 * 17)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 2 * 6 * 5 * 7 * 4 * 17)
 
 
 def dense_search(cost, labels, *settings, **more_settings):

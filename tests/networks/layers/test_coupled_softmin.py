@@ -44,7 +44,7 @@ def features(batch=1, dtype=torch.float64, requires_grad=True):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 7 * 60 * 8)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 7 * 60 * 8)
 
 
 @pytest.mark.parametrize("memory", [None, 0])

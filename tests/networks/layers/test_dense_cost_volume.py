@@ -13,7 +13,7 @@ from monai_reg_ext.networks.layers.dense_cost_volume import DenseCostVolume
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 4 * 2 * 24 * 4)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 4 * 2 * 24 * 4)
 
 
 def test_the_chunks_are_slices_of_the_tensor_in_order(small_chunks):

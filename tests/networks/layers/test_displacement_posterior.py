@@ -36,7 +36,7 @@ def assert_posterior_close(posterior, slow, atol):
 @pytest.mark.parametrize(("coupling", "sharpness"), [(0.0, 1.0), (0.3, 20.0), (1.0, 0.1)])
 @pytest.mark.parametrize("chunk_labels", [1, 4, 1000])
 def test_the_moments_are_those_of_the_dense_probabilities(monkeypatch, chunk_labels, coupling, sharpness, trend):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", chunk_labels * 2 * 60 * 4)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: chunk_labels * 2 * 60 * 4)
     labels = displacement_labels((2, 1, 3), torch.zeros(1))
     slope = trend * torch.linspace(0, 1, len(labels)).view(1, -1, 1, 1, 1)
     cost, field = slope + torch.rand(2, len(labels), 3, 5, 4), torch.randn(2, 3, 3, 5, 4)
@@ -75,7 +75,7 @@ def test_without_any_preference_the_window_is_uniform():
 
 @pytest.mark.parametrize("chunk_labels", [1, 1000])
 def test_displacements_of_infinite_cost_have_no_share(monkeypatch, chunk_labels):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", chunk_labels * 60 * 4)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: chunk_labels * 60 * 4)
     labels = displacement_labels((2, 0, 0), torch.zeros(1))
     cost = torch.full((1, 5, 3, 5, 4), torch.inf)
     cost[:, 3:] = 1.0

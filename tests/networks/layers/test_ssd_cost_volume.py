@@ -104,7 +104,7 @@ def all_chunks(volume):
 @pytest.fixture(params=[1, 300, 1 << 20])
 def chunks(request, monkeypatch):
     """Chunks of one displacement, of a few, of all."""
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", request.param)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: request.param)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_differences_taken_in_blocks_are_the_same(monkeypatch):
 
 @pytest.mark.parametrize(("memory", "iterations_computed"), [(27 * 60 * 4, 1), (27 * 60 * 4 - 1, 2), (0, 2)])
 def test_costs_that_fit_the_memory_are_computed_once(computed, monkeypatch, memory, iterations_computed):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 5 * 60 * 4)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 5 * 60 * 4)
     fixed, moving = torch.randn(2, 1, 3, 3, 5, 4)
     volume = SSDCostVolume(fixed, moving, (1, 1, 1), memory=memory)
 
@@ -194,7 +194,7 @@ def test_an_iteration_that_was_left_is_taken_up_by_the_next(chunks):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_without_memory_no_tensor_is_larger_than_a_chunk_or_the_features(symmetric, monkeypatch):
-    monkeypatch.setattr(cost_volume, "_CHUNK_BYTES_CPU", 9 * 60 * 4)
+    monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 9 * 60 * 4)
     fixed, moving = torch.randn(1, 6, 3, 5, 4), torch.randn(1, 6, 3, 5, 4)
 
     with LargestTensor() as largest:
