@@ -30,8 +30,8 @@ class AdamRefiner(nn.Module):
         regularization: weight :math:`\lambda` of the squared differences between neighbouring cells.
         smooth_widths: box filters that turn control values into the field; more or wider boxes, smoother fields.
         learning_rate: Adam's step, in cells.
-        tolerance: stop early when ten steps lower the energy by less than this fraction of it; ``None`` never stops.
-            Makes a GPU wait for its host every ten steps.
+        tolerance: stop when ten steps lower the mean energy of the ten before by less than this fraction; ``None``
+            never stops early. Makes a GPU wait for its host every ten steps.
         compat: convexAdam's borders and sampling, its factor 12 whatever the number of channels, and its result before
             the last step.
 
@@ -91,9 +91,9 @@ class AdamRefiner(nn.Module):
     def _field(self, control_values: torch.Tensor) -> torch.Tensor:
         return box_filter(control_values, self.smooth_widths, self.compat)
 
-    def _stalls(self, energies: list[torch.Tensor], value: torch.Tensor) -> bool:
-        energies.append(value)
+    def _stalls(self, energies: list[torch.Tensor], energy: torch.Tensor) -> bool:
+        energies.append(energy.sum())
         if len(energies) % _STALL_WINDOW or len(energies) < 2 * _STALL_WINDOW:
             return False
-        before, now = (float(sum(part).sum()) for part in (energies[-20:-10], energies[-10:]))  # type: ignore[arg-type]
+        before, now = torch.stack(energies[-2 * _STALL_WINDOW :]).view(2, -1).mean(1).tolist()
         return before - now < self.tolerance * before

@@ -29,7 +29,7 @@ class CoupledConvexEstimator(nn.Module):
             *s* squared.
         sharpness: ``None`` takes the displacement of least cost, a number the expected one, through which features
             can be learned, see :py:func:`coupled_convex`.
-        memory: bytes for the cost volume of all directions, by default 1 GiB; beyond, costs are computed for every
+        memory: bytes for the cost volume of all directions, by default 1 GiB; costs beyond are computed for every
             coupling anew, in little memory. See :py:class:`SSDCostVolume`.
         compat: convexAdam's borders, sampling and ties.
 

@@ -27,8 +27,8 @@ class CostVolume(ABC):
         batch: number of items ``B``.
         size: control points along each axis, ``(i, j, k)``.
         inputs: the tensors from which the costs are made, in the order of :py:meth:`pull_back`'s gradients.
-        memory: bytes that may be spent on keeping the chunks. A volume that fits is computed once, at the first
-            iteration; another is computed anew at each.
+        memory: bytes that may be spent on keeping chunks. What fits is computed once, at the first iteration, the rest
+            anew at each.
         half: keep the chunks in float16. Costs are rounded to 11 binary digits.
     """
 
@@ -46,7 +46,7 @@ class CostVolume(ABC):
         self.size = tuple(size)
         self.inputs = tuple(inputs)
         self._kept_dtype = torch.float16 if half else labels.dtype
-        self._keeps = len(labels) * self._values_per_label * self._kept_dtype.itemsize <= memory
+        self._memory_left = memory
         self._kept: dict[int, torch.Tensor] = {}
 
     @property
@@ -62,15 +62,21 @@ class CostVolume(ABC):
 
     @torch.no_grad()
     def _chunk(self, start: int, stop: int) -> torch.Tensor:
-        if not self._keeps:
-            return self.compute(start, stop)
         if start not in self._kept:
-            self._kept[start] = self.compute(start, stop).to(self._kept_dtype)
+            bytes_to_keep = (stop - start) * self._values_per_label * self._kept_dtype.itemsize
+            if bytes_to_keep > self._memory_left:
+                return self.compute(start, stop, passing=True)
+            self._memory_left -= bytes_to_keep
+            passing = self._kept_dtype != self.labels.dtype
+            self._kept[start] = self.compute(start, stop, passing).to(self._kept_dtype)
         return self._kept[start].to(self.labels.dtype)
 
     @abstractmethod
-    def compute(self, start: int, stop: int) -> torch.Tensor:
-        """``(B, stop - start, i, j, k)`` costs of the displacements ``labels[start:stop]``."""
+    def compute(self, start: int, stop: int, passing: bool) -> torch.Tensor:
+        """``(B, stop - start, i, j, k)`` costs of the displacements ``labels[start:stop]``.
+
+        Passing ones may take memory that the next call overwrites.
+        """
 
     @abstractmethod
     def pull_back(self, chunk_gradient: Callable[[int, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:

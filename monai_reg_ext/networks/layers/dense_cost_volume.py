@@ -33,7 +33,7 @@ class DenseCostVolume(CostVolume):
         dtype = torch.promote_types(cost.dtype, torch.float32)
         super().__init__(labels.to(cost.device, dtype), cost.shape[0], cost.shape[2:], [cost])
 
-    def compute(self, start: int, stop: int) -> torch.Tensor:
+    def compute(self, start: int, stop: int, passing: bool) -> torch.Tensor:
         return self.inputs[0][:, start:stop].to(self.labels.dtype)
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ class FeatureEnergy:
 
     def _data(self, field: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         coordinates = self.identity + (field if self.stretch is None else field * self.stretch)
-        size = torch.tensor(field.shape[2:]).tolist()
+        size = field.shape[2:]
         # grid_sample's own convention: last axis first, -1 and 1 at the outer faces
         grid = torch.stack([(2 * coordinates[:, a] + 1) / size[a] - 1 for a in (2, 1, 0)], -1)
         padding = {"zeros": 0, "border": 1}[self.padding]

@@ -131,8 +131,8 @@ class SSDCostVolume(CostVolume):
             half,
         )
 
-    def compute(self, start: int, stop: int) -> torch.Tensor:
-        cost = self._memory_for_chunk(self.batch, stop - start, *self.size)
+    def compute(self, start: int, stop: int, passing: bool) -> torch.Tensor:
+        cost = self._memory_for_chunk((self.batch, stop - start, *self.size), passing)
         write_ssd_chunk(
             self._fixed,
             self._moving,
@@ -144,10 +144,10 @@ class SSDCostVolume(CostVolume):
         )
         return cost
 
-    def _memory_for_chunk(self, *shape: int) -> torch.Tensor:
-        if self._keeps and self._kept_dtype == self._energy.dtype:
+    def _memory_for_chunk(self, shape: Sequence[int], passing: bool) -> torch.Tensor:
+        if not passing:
             return self._energy.new_empty(shape)
-        # what is not kept takes the same memory again: an allocator that gets it back in pieces would need more
+        # the same memory again: an allocator that gets it back in pieces would need more
         if self._scratch.numel() < math.prod(shape):
             self._scratch = self._energy.new_empty(math.prod(shape))
         return self._scratch[: math.prod(shape)].view(shape)

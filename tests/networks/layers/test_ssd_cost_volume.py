@@ -96,7 +96,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def all_chunks(volume):
-    starts, chunks = zip(*volume, strict=True)
+    starts, chunks = zip(*((start, chunk.clone()) for start, chunk in volume), strict=True)
     assert list(starts) == list(np.cumsum([0, *(chunk.shape[1] for chunk in chunks)])[:-1])
     return torch.cat(chunks, 1)
 
@@ -170,17 +170,21 @@ def test_differences_taken_in_blocks_are_the_same(monkeypatch):
     assert torch.equal(all_chunks(SSDCostVolume(fixed, moving, (1, 2, 1))), whole)
 
 
-@pytest.mark.parametrize(("memory", "iterations_computed"), [(27 * 60 * 4, 1), (27 * 60 * 4 - 1, 2), (0, 2)])
-def test_costs_that_fit_the_memory_are_computed_once(computed, monkeypatch, memory, iterations_computed):
+@pytest.mark.parametrize(("memory", "kept"), [(27 * 60 * 4, 27), (27 * 60 * 4 - 1, 25), (13 * 60 * 4, 12), (0, 0)])
+def test_costs_that_fit_the_memory_are_computed_once(computed, monkeypatch, memory, kept):
     monkeypatch.setattr(cost_volume, "_chunk_bytes", lambda labels: 5 * 60 * 4)
     fixed, moving = torch.randn(2, 1, 3, 3, 5, 4)
     volume = SSDCostVolume(fixed, moving, (1, 1, 1), memory=memory)
 
     first, second = all_chunks(volume), all_chunks(volume)
 
+    whole = ssd_cost_volume(fixed, moving, (1, 1, 1))
+    torch.testing.assert_close(first, whole)
     assert torch.equal(first, second)
+    # chunks of five displacements, the last one of two: another chunk may fit where the one before did not
     every = displacement_labels((1, 1, 1), torch.zeros(0, dtype=torch.int64)).tolist()
-    assert list(itertools.chain(*computed)) == every * iterations_computed
+    again = every[kept:] if kept != 12 else every[10:25]
+    assert list(itertools.chain(*computed)) == every + again
 
 
 def test_an_iteration_that_was_left_is_taken_up_by_the_next(chunks):
