@@ -37,7 +37,7 @@ class AdamRefiner(nn.Module):
 
     Shape:
         - fixed, moving: ``(B, F, i, j, k)`` features pooled to the cells of :py:meth:`spacing`.
-        - coarse_ddf, output: ``(B, 3, i, j, k)`` in cells.
+        - coarse_ddf, output: ``(B, 3, i, j, k)`` in cells; float64 with float64 features, else float32.
 
     Source: ConvexAdam, Adam instance optimisation.
     """
@@ -66,10 +66,11 @@ class AdamRefiner(nn.Module):
         return self.grid_spacing
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor, coarse_ddf: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(fixed.dtype, torch.float32)
         # results leave the graph: the network in front is not trained through the optimisation
         with torch.inference_mode(False), torch.no_grad():
-            fixed, moving = fixed.detach().float(), moving.detach().float()
-            return self._optimise(fixed, moving, coarse_ddf.detach().float().clone())
+            fixed, moving, coarse_ddf = (tensor.detach().to(dtype) for tensor in (fixed, moving, coarse_ddf))
+            return self._optimise(fixed, moving, coarse_ddf.clone())
 
     def _optimise(self, fixed: torch.Tensor, moving: torch.Tensor, control_values: torch.Tensor) -> torch.Tensor:
         data_weight = 12 / fixed.shape[1] if self.compat else 1.0

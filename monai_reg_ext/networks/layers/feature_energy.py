@@ -21,8 +21,8 @@ class FeatureEnergy:
     differentiated: features need none, and neither a graph nor its temporaries are built.
 
     Args:
-        fixed: ``(B, F, i, j, k)`` float32.
-        moving: ``(B, F, i, j, k)`` float32.
+        fixed: ``(B, F, i, j, k)``, float32 or float64.
+        moving: ``(B, F, i, j, k)``.
         regularization: weight :math:`\lambda`.
         data_weight: weight *w* of the squared difference, summed over the features and averaged over the cells.
         compat: the reference's sampling: displacements stretched by ``N / (N - 1)``, zeros outside the grid instead of

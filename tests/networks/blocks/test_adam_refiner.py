@@ -36,6 +36,17 @@ def energy(fixed, moving, field, regularization):
     return data + regularization * sum(field.diff(dim=dim).square().mean() for dim in (2, 3, 4))
 
 
+def double_energy(fixed, moving, field, regularization):
+    """The same with torch's own sampling, which keeps double precision."""
+    size = fixed.shape[2:]
+    axes = torch.meshgrid(*(torch.arange(extent, dtype=torch.float64) for extent in size), indexing="ij")
+    positions = torch.stack(axes) + field
+    grid = torch.stack([(2 * positions[:, axis] + 1) / size[axis] - 1 for axis in (2, 1, 0)], -1)
+    warped = torch.nn.functional.grid_sample(moving, grid, padding_mode="border", align_corners=False)
+    data = (warped - fixed).square().sum(1).mean()
+    return data + regularization * sum(field.diff(dim=dim).square().mean() for dim in (2, 3, 4))
+
+
 @pytest.mark.parametrize("compat", [False, True])
 def test_without_iterations_the_field_is_only_smoothed(features, smooth_field, compat):
     field = smooth_field(SIZE, 4.0)
@@ -196,22 +207,20 @@ def test_a_grid_of_one_layer_is_refined(features):
     assert refined[:, :2].abs().max() > 0.5
 
 
-def test_a_few_steps_are_those_of_plain_autograd_and_adam(features, smooth_field):
-    fixed, moving = features
-    start = smooth_field(SIZE, 2.0).repeat(2, 1, 1, 1, 1)
+def test_the_steps_are_those_of_plain_autograd_and_adam(features, smooth_field):
+    # in double precision: in single precision Adam blows rounding up
+    fixed, moving, start = (tensor.double() for tensor in (*features, smooth_field(SIZE, 2.0).repeat(2, 1, 1, 1, 1)))
 
-    refined = AdamRefiner(1, 4, 1.25)(fixed, moving, start)
+    refined = AdamRefiner(1, 80, 1.25)(fixed, moving, start)
 
     control_values = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([control_values], lr=1.0)
-    for _ in range(4):
+    for _ in range(80):
         optimizer.zero_grad()
         # the batch's mean times its size: every item has an energy of its own
-        (2 * energy(fixed, moving, box_filter(control_values, (3, 3, 3)), 1.25)).backward()
+        (2 * double_energy(fixed, moving, box_filter(control_values, (3, 3, 3)), 1.25)).backward()
         optimizer.step()
-    # Adam divides by the gradient's size, so that rounding moves points without a gradient
-    difference = (refined - box_filter(control_values, (3, 3, 3))).abs().flatten()
-    assert difference.quantile(0.99) < 1e-3
+    torch.testing.assert_close(refined, box_filter(control_values, (3, 3, 3)).detach(), rtol=0, atol=1e-9)
 
 
 def test_the_compiled_steps_are_the_plain_ones(features, smooth_field, compiled, plain):
