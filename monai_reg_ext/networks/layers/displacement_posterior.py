@@ -19,11 +19,10 @@ _SYMMETRIC = ((0, 1, 2), (1, 3, 4), (2, 4, 5))
 class DisplacementPosterior(NamedTuple):
     """What is known of the displacement at every control point.
 
-    Attributes:
-        mean: ``(B, 3, i, j, k)`` expected displacement in cells, not smoothed.
-        covariance: ``(B, 3, 3, i, j, k)`` in cells squared.
-        log_sum_exp: ``(B, i, j, k)`` logarithm of the normalising sum; divided by minus the sharpness it is the soft
-            minimum of cost and coupling.
+    - ``mean``: ``(B, 3, i, j, k)`` expected displacement in cells, not smoothed.
+    - ``covariance``: ``(B, 3, 3, i, j, k)`` in cells squared.
+    - ``log_sum_exp``: ``(B, i, j, k)`` logarithm of the normalising sum; divided by minus the sharpness it is the soft
+      minimum of cost and coupling.
     """
 
     mean: torch.Tensor
