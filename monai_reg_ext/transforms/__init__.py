@@ -30,11 +30,14 @@ from .conventions import (
 from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd, DDFToFixedGridDict
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .initial_alignment import centre_alignment, initial_alignment, overlap_fraction
+from .learn2reg_field import find_learn2reg_field, learn2reg_field_names
 from .load_pair import LoadPairD, LoadPaird, LoadPairDict
 from .mind_ssc import MindSSCD, MindSSCd, MindSSCDict, MindSSCTransform
 from .normalize_robust import NormalizeRobust, NormalizeRobustD, NormalizeRobustd, NormalizeRobustDict
 from .resample_to_fixed import ResampleToFixed, ResampleToFixedD, ResampleToFixedd, ResampleToFixedDict
 from .save_registration import SaveRegistrationD, SaveRegistrationd, SaveRegistrationDict
+from .spatial_displacement import SpatialDisplacement
+from .transform_files import read_linear_transform, read_transform, write_transform
 from .warp_by_ddf import WarpByDDF, WarpByDDFD, WarpByDDFd, WarpByDDFDict
 from .warp_points import WarpPoints, WarpPointsD, WarpPointsd, WarpPointsDict
 
@@ -68,6 +71,7 @@ __all__ = [
     "SaveRegistrationD",
     "SaveRegistrationDict",
     "SaveRegistrationd",
+    "SpatialDisplacement",
     "WarpByDDF",
     "WarpByDDFD",
     "WarpByDDFDict",
@@ -81,10 +85,12 @@ __all__ = [
     "ddf_to_itk_field",
     "ddf_to_learn2reg",
     "ddf_to_mm",
+    "find_learn2reg_field",
     "grid_voxels",
     "initial_alignment",
     "itk_field_to_ddf",
     "itk_to_affine",
+    "learn2reg_field_names",
     "learn2reg_to_ddf",
     "lps_to_ras_affine",
     "lps_to_ras_points",
@@ -94,9 +100,12 @@ __all__ = [
     "overlap_fraction",
     "ras_to_lps_affine",
     "ras_to_lps_points",
+    "read_linear_transform",
+    "read_transform",
     "resample_ddf",
     "total_ddf",
     "voxel_spacing",
     "voxel_to_mm",
     "voxel_to_voxel",
+    "write_transform",
 ]
