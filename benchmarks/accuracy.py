@@ -137,14 +137,11 @@ def _convex_adam(image: torch.Tensor) -> torch.Tensor:
 
 
 def _finish(bundle: ConfigParser) -> Callable[[dict[str, Any], torch.Tensor], dict[str, Any]]:
-    """The bundle's postprocessing without its last step, which saves."""
-    *transforms, _ = bundle.get_parsed_content("postprocessing").transforms
+    """What the bundle does behind the network, but for saving."""
+    completion = bundle.get_parsed_content("completion")
 
     def finish(pair: dict[str, Any], ddf: torch.Tensor) -> dict[str, Any]:
-        result = {**pair, "pred": ddf}
-        for transform in transforms:
-            result = transform(result)
-        return result
+        return completion({**pair, "pred": ddf})
 
     return finish
 

@@ -29,7 +29,7 @@ from .conventions import (
 )
 from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd, DDFToFixedGridDict
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
-from .initial_alignment import centre_alignment, initial_alignment, overlap_fraction
+from .initial_alignment import centre_alignment, initial_alignment, linear_alignment, overlap_fraction
 from .learn2reg_field import find_learn2reg_field, learn2reg_field_names
 from .load_pair import LoadPairD, LoadPaird, LoadPairDict
 from .mind_ssc import MindSSCD, MindSSCd, MindSSCDict, MindSSCTransform
@@ -92,6 +92,7 @@ __all__ = [
     "itk_to_affine",
     "learn2reg_field_names",
     "learn2reg_to_ddf",
+    "linear_alignment",
     "lps_to_ras_affine",
     "lps_to_ras_points",
     "mm_to_ddf",

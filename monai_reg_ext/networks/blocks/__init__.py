@@ -7,6 +7,7 @@ from .coupled_convex_estimator import CoupledConvexEstimator
 from .feature_block import FeatureBlock
 from .feature_concat import FeatureConcat
 from .feature_stack import FeatureStack
+from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mind_ssc import MindSSC
 from .semantic_features import SemanticFeatures
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureBlock",
     "FeatureConcat",
     "FeatureStack",
+    "LinearRegistration",
     "LocalNormalization",
     "MindSSC",
     "SemanticFeatures",

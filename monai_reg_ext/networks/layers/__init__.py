@@ -9,11 +9,15 @@ from .cost_volume import CostVolume
 from .coupled_convex import COUPLINGS, coupled_convex
 from .dense_cost_volume import DenseCostVolume
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
+from .feature_energy import FeatureEnergy
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
+from .least_trimmed_squares import fit_linear, least_trimmed_squares
+from .linear_step import linear_step
 from .pool_to_grid import pool_to_grid
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
+from .translation_search import TranslationSearch
 from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
 from .warp import identity_grid, sample, warp
 
@@ -22,16 +26,21 @@ __all__ = [
     "CostVolume",
     "DenseCostVolume",
     "DisplacementPosterior",
+    "FeatureEnergy",
     "SSDCostVolume",
+    "TranslationSearch",
     "box_filter",
     "compose_ddf",
     "coupled_convex",
     "displacement_labels",
     "displacement_posterior",
     "downsample_ddf",
+    "fit_linear",
     "identity_grid",
     "invert_ddf",
     "jacobian_determinant",
+    "least_trimmed_squares",
+    "linear_step",
     "make_inverse_consistent",
     "pool_to_grid",
     "reference_stretch",
