@@ -5,5 +5,6 @@
 from __future__ import annotations
 
 from .mind_ssc_loss import MindSSCLoss
+from .warped_label_loss import WarpedLabelLoss
 
-__all__ = ["MindSSCLoss"]
+__all__ = ["MindSSCLoss", "WarpedLabelLoss"]

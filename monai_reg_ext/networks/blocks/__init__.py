@@ -6,10 +6,12 @@ from .adam_refiner import AdamRefiner
 from .coupled_convex_estimator import CoupledConvexEstimator
 from .feature_block import FeatureBlock
 from .feature_concat import FeatureConcat
+from .feature_fusion import FeatureFusion
 from .feature_stack import FeatureStack
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mind_ssc import MindSSC
+from .segmentation_features import SegmentationFeatures
 from .semantic_features import SemanticFeatures
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "CoupledConvexEstimator",
     "FeatureBlock",
     "FeatureConcat",
+    "FeatureFusion",
     "FeatureStack",
     "LinearRegistration",
     "LocalNormalization",
     "MindSSC",
+    "SegmentationFeatures",
     "SemanticFeatures",
 ]

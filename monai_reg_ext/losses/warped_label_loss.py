@@ -1,0 +1,95 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.modules.loss import _Loss
+
+from monai_reg_ext.networks.layers.warp import warp
+
+__all__ = ["WarpedLabelLoss"]
+
+
+class WarpedLabelLoss(_Loss):
+    r"""How badly a displacement field brings the labels of two images together.
+
+    The moving labels' one-hot maps are warped linearly, so that there are gradients, and compared with the fixed ones:
+    :math:`\sum_l w_l \, \text{mean}_x (m_l(x + u(x)) - f_l(x))^2`, with :math:`w_l` proportional to
+    :math:`n_l^{-\text{exponent}}`, :math:`n_l` the voxels of label *l* in both images, and mean 1 over the labels that
+    occur there.
+
+    Args:
+        labels: the classes, background (0) included; other values are refused.
+        exponent: how strongly rare labels count.
+        background: weight of class 0 in place of its own; ``None`` keeps that.
+        dice: weight of the mean soft Dice loss over the classes but background.
+        diffusion: weight of the mean squared difference of neighbouring displacements, in voxels.
+
+    Shape:
+        - pred: ddf ``(B, 3, I, J, K)`` in voxels.
+        - target: ``(B, 2, I, J, K)`` label maps, moving first, then fixed, as the network sees the images.
+        - output: scalar.
+
+    Raises:
+        ValueError: when the shapes do not fit, or a label map holds another class.
+
+    Source: Siebert & Heinrich, "Learn to fuse input features for large-deformation registration with differentiable
+    convex-discrete optimisation", WBIR 2022, section 2.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        exponent: float = 0.5,
+        background: float | None = None,
+        dice: float = 0.0,
+        diffusion: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.labels = tuple(labels)
+        self.exponent = exponent
+        self.background = background
+        self.dice = dice
+        self.diffusion = diffusion
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.shape != (pred.shape[0], 2, *pred.shape[2:]) or pred.shape[1] != 3:
+            raise ValueError(
+                "WarpedLabelLoss needs a ddf (B, 3, I, J, K) and label maps (B, 2, I, J, K), moving and fixed, got "
+                f"{tuple(pred.shape)} and {tuple(target.shape)}."
+            )
+        moving, fixed = (self._one_hot(label) for label in target.split(1, dim=1))
+        warped = warp(moving, pred.float())
+        loss = (self._weights(moving, fixed) * (warped - fixed).square().mean((2, 3, 4))).sum(1).mean()
+        if self.dice:
+            loss = loss + self.dice * _soft_dice_loss(warped[:, 1:], fixed[:, 1:])
+        if self.diffusion:
+            loss = loss + self.diffusion * sum(pred.diff(dim=dim).square().mean() for dim in (2, 3, 4))
+        return loss
+
+    def _one_hot(self, label: torch.Tensor) -> torch.Tensor:
+        labels = torch.as_tensor(self.labels, device=label.device).view(1, -1, 1, 1, 1)
+        one_hot = (torch.as_tensor(label).as_subclass(torch.Tensor) == labels).float()
+        if not one_hot.any(dim=1).all():
+            unknown = sorted({int(value) for value in label.unique()} - set(self.labels))
+            raise ValueError(f"a label map holds the classes {unknown}, the loss knows {list(self.labels)}.")
+        return one_hot
+
+    def _weights(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        counts = (moving + fixed).sum((2, 3, 4))
+        weights = torch.where(counts > 0, counts.clamp(min=1) ** -self.exponent, 0)
+        weights = weights * (counts > 0).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        if self.background is not None:
+            weights[:, 0] = self.background
+        return weights
+
+
+def _soft_dice_loss(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    overlap = 2 * (warped * fixed).sum((2, 3, 4))
+    total = warped.sum((2, 3, 4)) + fixed.sum((2, 3, 4))
+    there = total > 0
+    return 1 - (overlap[there] / total[there]).mean()
