@@ -4,34 +4,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
+from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
 
 __all__ = ["SegmentationFeatures"]
 
 
 class SegmentationFeatures(FeatureBlock):
-    """What a trained segmentation network sees in an image: the probability of every class.
+    """What a trained segmentation network makes of an image, as :py:class:`SemanticFeatures`.
 
     The network is frozen: it stays in evaluation mode, and nothing is trained through it.
 
     Args:
-        network: segmentation network ``(B, 1, I, J, K) -> (B, L, I, J, K)`` logits.
+        network: segmentation network ``(B, 1, I, J, K) -> (B, L, I, J, K)``; the largest channel wins.
+        labels: the classes of its channels, background first.
+        scale, exponent: see :py:class:`SemanticFeatures`.
         divisor: extents must be multiples of this for the network; images are padded with their border.
         crop: give the network only the box in which an image is above its minimum, as nnU-Net does; beyond it
-            everything is background (class 0).
+            everything is background.
 
     Shape:
         - image: ``(B, 1, I, J, K)``, intensities as in the network's training.
-        - output: ``(B, L, I, J, K)`` float32 probabilities.
+        - output: ``(B, L, I, J, K)`` float32.
     """
 
-    def __init__(self, network: nn.Module, divisor: int = 8, crop: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        labels: Sequence[int],
+        scale: float = 10.0,
+        exponent: float = 0.3,
+        divisor: int = 8,
+        crop: bool = True,
+    ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        self.labels = tuple(labels)
+        self.semantic = SemanticFeatures(scale, exponent, labels)
         self.divisor = divisor
         self.crop = crop
         self.train(self.training)
@@ -42,21 +57,40 @@ class SegmentationFeatures(FeatureBlock):
         self.network.eval()
         return self
 
-    @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self._probabilities(item) for item in image.split(1)])
+        return self.semantic(self.segment(image))
 
-    def _probabilities(self, image: torch.Tensor) -> torch.Tensor:
+    def pooled(
+        self, image: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
+    ) -> list[torch.Tensor]:
+        return self.semantic.pooled(self.segment(image), spacings, compat)
+
+    def pooled_pair(
+        self, fixed: torch.Tensor, moving: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return self.semantic.pooled_pair(self.segment(fixed), self.segment(moving), spacings, compat)
+
+    @torch.no_grad()
+    def segment(self, image: torch.Tensor) -> torch.Tensor:
+        """Label map ``(B, 1, I, J, K)`` int32 of an image."""
+        labels = torch.tensor(self.labels, dtype=torch.int32, device=image.device)
+        return torch.cat([labels[self._channel(item)] for item in image.split(1)])
+
+    def _channel(self, image: torch.Tensor) -> torch.Tensor:
         box = _box_above_minimum(image) if self.crop else (slice(None),) * 3
         seen = image[(..., *box)]
         size = seen.shape[2:]
         missing = [-extent % self.divisor for extent in size]
         padded = F.pad(seen, [pad for extent in reversed(missing) for pad in (0, extent)], mode="replicate")
-        inside = self.network(padded)[:, :, : size[0], : size[1], : size[2]].float().softmax(1)
-        probabilities = inside.new_zeros(1, inside.shape[1], *image.shape[2:])
-        probabilities[:, 0] = 1
-        probabilities[(..., *box)] = inside
-        return probabilities
+        logits = self.network(padded)[:, :, : size[0], : size[1], : size[2]]
+        if logits.shape[1] != len(self.labels):
+            raise ValueError(
+                f"the segmentation network gives {logits.shape[1]} channels for {len(self.labels)} labels "
+                f"{list(self.labels)}. Name one label per channel, background first."
+            )
+        channel = torch.zeros_like(image, dtype=torch.int64)
+        channel[(..., *box)] = logits.argmax(1, keepdim=True)
+        return channel
 
 
 def _box_above_minimum(image: torch.Tensor) -> tuple[slice, ...]:

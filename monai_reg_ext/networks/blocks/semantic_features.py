@@ -23,19 +23,25 @@ class SemanticFeatures(FeatureBlock):
 
     Args:
         scale: value of a channel of average weight; 10 suits the couplings of coupled convex optimisation.
-        exponent: how strongly rare labels count.
+        exponent: how strongly rare labels count; 0 gives all of them the same weight.
+        labels: the classes, one channel each, for a network that needs them always in the same place; by default those
+            present in the batch, in ascending order.
 
     Shape:
         - input: ``(B, 1, I, J, K)`` whole numbers of any dtype.
-        - output: ``(B, L, I, J, K)`` float32; *L* labels present in the batch, in ascending order.
+        - output: ``(B, L, I, J, K)`` float32, for *L* labels.
+
+    Raises:
+        ValueError: for more than one channel, or a label that is none of ``labels``.
 
     Source: ConvexAdam, nnU-Net features.
     """
 
-    def __init__(self, scale: float = 10.0, exponent: float = 0.3) -> None:
+    def __init__(self, scale: float = 10.0, exponent: float = 0.3, labels: Sequence[int] | None = None) -> None:
         super().__init__()
         self.scale = scale
         self.exponent = exponent
+        self.labels = None if labels is None else sorted(labels)
 
     def forward(self, label: torch.Tensor) -> torch.Tensor:
         """Features of one image, weighted by its own frequencies."""
@@ -62,12 +68,23 @@ class SemanticFeatures(FeatureBlock):
                 raise ValueError(
                     f"SemanticFeatures needs label maps of shape (B, 1, I, J, K), got {tuple(label.shape)}."
                 )
-        labels = torch.cat([label.flatten().unique_consecutive() for label in label_maps]).unique()
+        labels = self._channels(torch.cat([label.flatten().unique_consecutive() for label in label_maps]).unique())
         counts = sum(torch.stack([_counts(item, labels) for item in label]) for label in label_maps)
         present = counts > 0
         weights = torch.where(present, counts.clamp(min=1) ** -self.exponent, 0.0)
         weights = self.scale * weights / (weights.sum(1, keepdim=True) / present.sum(1, keepdim=True))
         return labels, weights[:, :, None, None, None]
+
+    def _channels(self, present: torch.Tensor) -> torch.Tensor:
+        if self.labels is None:
+            return present
+        unknown = sorted(set(present.tolist()) - set(self.labels))
+        if unknown:
+            raise ValueError(
+                f"a label map holds the classes {unknown}, the features were made for {self.labels}. Give label maps "
+                "of these classes."
+            )
+        return present.new_tensor(self.labels)
 
 
 def _counts(label: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

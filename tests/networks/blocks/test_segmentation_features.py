@@ -4,24 +4,25 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from monai_reg_ext.networks.blocks.segmentation_features import SegmentationFeatures
-from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
 
 
 class Pointwise(nn.Module):
-    """Logits ``(0, w v)`` of every voxel; remembers the sizes it was given."""
+    """Logits ``(0.5, v)`` of every voxel: class 1 above 0.5; remembers the sizes it was given."""
 
-    def __init__(self, weight=2.0):
+    def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight))
+        self.weight = nn.Parameter(torch.tensor(1.0))
         self.seen = []
 
     def forward(self, image):
         self.seen.append((tuple(image.shape[2:]), self.training))
-        return torch.cat([torch.zeros_like(image), self.weight * image], 1)
+        return torch.cat([torch.full_like(image, 0.5), self.weight * image], 1)
 
 
 def scan():
@@ -31,35 +32,47 @@ def scan():
     return image
 
 
-def test_probabilities_are_the_softmax_of_the_logits_and_certain_background_around_the_box():
+def test_every_voxel_gets_the_label_of_the_largest_channel():
     image = scan()
 
-    features = SegmentationFeatures(Pointwise(), divisor=4)(image)
+    segmented = SegmentationFeatures(Pointwise(), labels=(0, 4), divisor=4).segment(image)
 
-    inside = image > 0
-    expected = torch.where(inside, torch.sigmoid(2 * image), 0.0)
-    torch.testing.assert_close(features, torch.cat([1 - expected, expected], 1))
+    assert segmented.dtype == torch.int32
+    torch.testing.assert_close(segmented, 4 * (image > 0.5).int())
+    assert 0 < (segmented == 4).sum() < 72
+
+
+def test_features_are_the_semantic_ones_of_the_segmented_images():
+    fixed, moving = scan(), scan().flip(2)
+    features = SegmentationFeatures(Pointwise(), labels=(0, 4), scale=3.0, exponent=0.4)
+    semantic = SemanticFeatures(3.0, 0.4, labels=(0, 4))
+    labels = [4 * (image > 0.5).int() for image in (fixed, moving)]
+    grids = [(2, 3, 4), (1, 2, 2)]
+
+    torch.testing.assert_close(features(fixed), semantic(labels[0]))
+    torch.testing.assert_close(features.pooled(fixed, grids), semantic.pooled(labels[0], grids))
+    torch.testing.assert_close(features.pooled_pair(fixed, moving, grids), semantic.pooled_pair(*labels, grids))
 
 
 def test_the_network_gets_the_box_padded_to_what_it_can_divide():
     network = Pointwise()
 
-    SegmentationFeatures(network, divisor=4)(scan())
-    SegmentationFeatures(network, divisor=4, crop=False)(scan())
+    SegmentationFeatures(network, (0, 1), divisor=4)(scan())
+    SegmentationFeatures(network, (0, 1), divisor=4, crop=False)(scan())
 
     assert [size for size, _ in network.seen] == [(4, 4, 8), (12, 12, 12)]
 
 
 def test_each_image_of_a_batch_has_its_own_box():
     images = torch.cat([scan(), scan().flip(2)])
-    features = SegmentationFeatures(Pointwise(), divisor=2)
+    features = SegmentationFeatures(Pointwise(), (0, 1), divisor=2)
 
-    torch.testing.assert_close(features(images), torch.cat([features(image[None]) for image in images]))
+    torch.testing.assert_close(features.segment(images), torch.cat([features.segment(image[None]) for image in images]))
 
 
 def test_the_network_is_frozen_and_stays_in_evaluation_mode():
     network = Pointwise()
-    features = SegmentationFeatures(network).train()
+    features = SegmentationFeatures(network, (0, 1)).train()
 
     found = features(scan().requires_grad_())
 
@@ -72,15 +85,12 @@ def test_the_network_is_frozen_and_stays_in_evaluation_mode():
 def test_a_constant_image_is_seen_whole():
     network = Pointwise()
 
-    features = SegmentationFeatures(network, divisor=1)(torch.full((1, 1, 3, 4, 5), 0.5))
+    segmented = SegmentationFeatures(network, (0, 1), divisor=1).segment(torch.full((1, 1, 3, 4, 5), 0.7))
 
     assert network.seen[-1][0] == (3, 4, 5)
-    torch.testing.assert_close(features[:, 1], torch.full((1, 3, 4, 5), torch.tensor(1.0).sigmoid().item()))
+    assert segmented.all()
 
 
-def test_cells_get_mean_probabilities():
-    features = SegmentationFeatures(Pointwise())
-
-    (pooled,) = features.pooled(scan(), [(2, 3, 4)])
-
-    torch.testing.assert_close(pooled, pool_to_grid(features(scan()), (2, 3, 4)))
+def test_a_network_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match=r"2 channels for 3 labels \[0, 1, 2\]"):
+        SegmentationFeatures(Pointwise(), (0, 1, 2))(scan())

@@ -158,3 +158,22 @@ def test_anything_but_one_channel_is_refused(shape):
         SemanticFeatures()(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"label maps of shape \(B, 1, I, J, K\), got \(1, "):
         of_pair(SemanticFeatures(), torch.zeros(1, 1, 4, 4, 4), torch.zeros(shape))
+
+
+def test_given_labels_have_their_channels_whether_present_or_not():
+    fixed, moving = label_maps()
+    features = SemanticFeatures(scale=2.0, exponent=0.0, labels=(7, 0, 1, 3))
+
+    of_fixed, of_moving = of_pair(features, fixed, moving)
+
+    for label_map, found in ((fixed, of_fixed), (moving, of_moving)):
+        # mean 1 over the labels present in the pair, which 1 is not
+        torch.testing.assert_close(found[0], weighted_one_hot(label_map[0], (0, 1, 3, 7), (2.0, 2.0, 2.0, 2.0)).float())
+        assert found[:, 1].sum() == 0
+
+
+def test_a_label_without_a_channel_is_refused():
+    fixed, _ = label_maps()
+
+    with pytest.raises(ValueError, match=r"holds the classes \[3, 7\], the features were made for \[0, 1\]"):
+        SemanticFeatures(labels=(0, 1))(fixed)
