@@ -41,6 +41,7 @@ def main() -> None:
         draw_pair(pair_dir, FIGURES / "phantom.png")
         shrink_report(pair_dir / "report.png", FIGURES / "report.png")
     draw_borders(FIGURES / "borders.png")
+    draw_direction(FIGURES / "direction.png")
 
 
 def register_phantom(output_dir: Path) -> Path:
@@ -104,6 +105,41 @@ def draw_borders(path: Path) -> None:
     axes[2].set(title="along the middle", xlabel="axis 1 (voxels)", ylim=(4, 7))
     axes[2].legend(fontsize=9)
     figure.savefig(path, dpi=90)
+
+
+def draw_direction(path: Path) -> None:
+    """The direction rule on a drawn organ: the field lies on the fixed grid and leads points into the moving scan."""
+    turns = np.linspace(0, 2 * np.pi, 200)
+    organ = np.stack([5 + 2.2 * np.cos(turns), 5 + (1.5 + 0.5 * np.cos(turns)) * np.sin(turns)])
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 4.2), layout="constrained", sharey=True)
+    titles = ("fixed scan", "moving scan", "warped(p) = moving(p + field(p))")
+    contents = ("p", "p + field(p)", "p")
+    for panel, title, content in zip(axes, titles, contents, strict=True):
+        found = content != "p"
+        panel.fill(*(moved(organ) if found else organ), color="#c8dcec", ec="#2b6ca3", linewidth=1.5)
+        panel.set(title=title, xlim=(0, 12), ylim=(0, 10), xticks=range(13), yticks=range(11), aspect="equal")
+        panel.tick_params(labelbottom=False, labelleft=False, length=0)
+        panel.grid(color="#00000018")
+    for at in ((4, 5), (6, 4), (7, 5.5)):
+        point = np.array(at)
+        end = moved(point)
+        axes[0].plot(*point, "o", color="#b3261e")
+        axes[1].plot(*point, "o", color="#b3261e55")
+        axes[1].annotate("", end, point, arrowprops={"arrowstyle": "-|>", "color": "#b3261e", "shrinkA": 3})
+        axes[1].plot(*end, "s", color="#1b5e20")
+        axes[2].plot(*point, "s", color="#1b5e20")
+    axes[0].annotate("p", (6, 4), (6.2, 3.2), fontsize=12)
+    axes[1].annotate("p + field(p)", moved(np.array((6, 4))), (7.4, 3.4), fontsize=12)
+    axes[0].set_xlabel("the field is stored here:\na vector for every voxel p")
+    axes[1].set_xlabel("it says where to look:\npoints move along the arrows, fixed → moving")
+    axes[2].set_xlabel("every voxel p takes the value found there:\nimages move against the arrows, moving → fixed")
+    figure.savefig(path, dpi=90)
+
+
+def moved(points: np.ndarray) -> np.ndarray:
+    """Where points ``(2, ...)`` of the drawn organ lie in the moving scan."""
+    i, j = points
+    return np.stack([i + 2.0 + 0.15 * (j - 5), j + 1.2 - 0.2 * (i - 5)])
 
 
 def network(compat: bool) -> RegistrationNet:

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 
+from .prepare_pair_batch import prepare_pair_batch
 from .record_failures import record_failures
 
-__all__ = ["record_failures"]
+__all__ = ["prepare_pair_batch", "record_failures"]

@@ -11,7 +11,9 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
+from monai_reg_ext.networks.layers.cells_inside import cells_inside
 from monai_reg_ext.networks.layers.feature_energy import FeatureEnergy
+from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
 
 __all__ = ["AdamRefiner"]
 
@@ -34,9 +36,14 @@ class AdamRefiner(nn.Module):
             never stops early. Makes a GPU wait for its host every ten steps.
         compat: convexAdam's borders and sampling, its factor 12 whatever the number of channels, and its result before
             the last step.
+        mask_penalty: what it costs, with a mask of the moving image, to go outside; on the scale of the features'
+            squared difference. Less than in :py:class:`CoupledConvexEstimator`: a mask's border is not known to the
+            fraction of a cell to which features match.
 
     Shape:
         - fixed, moving: ``(B, F, i, j, k)`` features pooled to the cells of :py:meth:`spacing`.
+        - fixed_mask, moving_mask: ``(B, 1, i, j, k)``, how much of each cell lies inside, 0 to 1. Where it is less than
+          half of the fixed one, features are not compared, and the field follows the inside as smoothly as it can.
         - coarse_ddf, output: ``(B, 3, i, j, k)`` in cells; float64 with float64 features, else float32.
 
     Source: ConvexAdam, Adam instance optimisation.
@@ -51,6 +58,7 @@ class AdamRefiner(nn.Module):
         learning_rate: float = 1.0,
         tolerance: float | None = None,
         compat: bool = False,
+        mask_penalty: float = 1.0,
     ) -> None:
         super().__init__()
         self.grid_spacing = ensure_tuple_rep(grid_spacing, 3)
@@ -60,21 +68,40 @@ class AdamRefiner(nn.Module):
         self.learning_rate = learning_rate
         self.tolerance = tolerance
         self.compat = compat
+        self.mask_penalty = mask_penalty
 
     def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Voxels per cell along each axis for an image of this size."""
         return self.grid_spacing
 
-    def forward(self, fixed: torch.Tensor, moving: torch.Tensor, coarse_ddf: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        coarse_ddf: torch.Tensor,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         dtype = torch.promote_types(fixed.dtype, torch.float32)
         # results leave the graph: the network in front is not trained through the optimisation
         with torch.inference_mode(False), torch.no_grad():
             fixed, moving, coarse_ddf = (tensor.detach().to(dtype) for tensor in (fixed, moving, coarse_ddf))
-            return self._optimise(fixed, moving, coarse_ddf.clone())
+            return self._optimise(self._energy(fixed, moving, fixed_mask, moving_mask), coarse_ddf.clone())
 
-    def _optimise(self, fixed: torch.Tensor, moving: torch.Tensor, control_values: torch.Tensor) -> torch.Tensor:
+    def _energy(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None,
+        moving_mask: torch.Tensor | None,
+    ) -> FeatureEnergy:
         data_weight = 12 / fixed.shape[1] if self.compat else 1.0
-        energy = FeatureEnergy(fixed, moving, self.regularization, data_weight, self.compat)
+        cell_weight = None if fixed_mask is None else cells_inside(fixed_mask).to(fixed)
+        if moving_mask is not None:
+            fixed, moving = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
+        return FeatureEnergy(fixed, moving, self.regularization, data_weight, self.compat, cell_weight)
+
+    def _optimise(self, energy: FeatureEnergy, control_values: torch.Tensor) -> torch.Tensor:
         # one pass over memory; learning rate and step stay on the device
         optimizer = torch.optim.Adam([control_values], lr=self.learning_rate, fused=True)
         energies: list[torch.Tensor] = []

@@ -10,8 +10,10 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from monai_reg_ext.networks.layers.cells_inside import cells_inside
 from monai_reg_ext.networks.layers.coupled_convex import COUPLINGS, coupled_convex
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
+from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
 from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
 
 __all__ = ["CoupledConvexEstimator"]
@@ -32,9 +34,14 @@ class CoupledConvexEstimator(nn.Module):
         memory: bytes for the cost volume of all directions, by default 1 GiB; costs beyond are computed for every
             coupling anew, in little memory. See :py:class:`SSDCostVolume`.
         compat: convexAdam's borders, sampling and ties.
+        mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
+            features' squared difference. The default is what leaving the grid costs with MIND, while two places of no
+            relation differ by 1 to 2.
 
     Shape:
         - fixed, moving: ``(B, F, i, j, k)`` features on one control grid: means over cells of :py:meth:`spacing`.
+        - fixed_mask, moving_mask: ``(B, 1, i, j, k)``, how much of each cell lies inside, 0 to 1. Cells of which it is
+          less than half are not matched; where smoothing would reach them, the mask's border goes on.
         - output: coarse_ddf ``(B, 3, i, j, k)`` in cells.
 
     Raises:
@@ -52,6 +59,7 @@ class CoupledConvexEstimator(nn.Module):
         sharpness: float | None = None,
         memory: int | None = None,
         compat: bool = False,
+        mask_penalty: float = 4.0,
     ) -> None:
         super().__init__()
         self.grid_spacing = None if grid_spacing is None else ensure_tuple_rep(grid_spacing, 3)
@@ -61,6 +69,7 @@ class CoupledConvexEstimator(nn.Module):
         self.sharpness = sharpness
         self.memory = memory
         self.compat = compat
+        self.mask_penalty = mask_penalty
 
     def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Voxels per cell along each axis for an image of this size."""
@@ -69,25 +78,64 @@ class CoupledConvexEstimator(nn.Module):
         length = (size[0] * size[1] * size[2]) ** (1 / 3)
         return (min(6, max(2, round(length / 35))),) * 3
 
-    def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.inverse_consistency > 0:
+            return self.both(fixed, moving, fixed_mask, moving_mask)[0]
         self._check_window(fixed.shape[2:])
-        if self.inverse_consistency == 0:
-            return self._search(fixed, moving)
-        forward, backward = self._search_both(fixed, moving)
-        return make_inverse_consistent(forward, backward, self.inverse_consistency, self.compat)[0]
+        fixed, moving = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
+        return self._search(fixed, moving, fixed_mask)
 
-    def _search_both(self, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The coarse field and that of the opposite direction, which registers fixed to moving."""
+        self._check_window(fixed.shape[2:])
+        fixed, moving = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
+        forward, backward = self._search_both(fixed, moving, fixed_mask, moving_mask)
+        return make_inverse_consistent(forward, backward, self.inverse_consistency, self.compat)
+
+    def _search_both(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None,
+        moving_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.compat:
             # the negated labels of a symmetric volume would send the backward ties to the highest label
-            return self._search(fixed, moving), self._search(moving, fixed)
-        forward, negated_backward = self._search(fixed, moving, symmetric=True).chunk(2)
+            return self._search(fixed, moving, fixed_mask), self._search(moving, fixed, moving_mask)
+        forward, negated_backward = self._search(fixed, moving, fixed_mask, moving_mask, symmetric=True).chunk(2)
         return forward, -negated_backward
 
-    def _search(self, fixed: torch.Tensor, moving: torch.Tensor, symmetric: bool = False) -> torch.Tensor:
+    def _search(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None,
+        moving_mask: torch.Tensor | None = None,
+        symmetric: bool = False,
+    ) -> torch.Tensor:
         volume = SSDCostVolume(
-            fixed, moving, self.half_width, compat=self.compat, symmetric=symmetric, memory=self.memory
+            fixed,
+            moving,
+            self.half_width,
+            compat=self.compat,
+            symmetric=symmetric,
+            memory=self.memory,
+            fixed_mask=None if fixed_mask is None else cells_inside(fixed_mask),
+            moving_mask=None if moving_mask is None else cells_inside(moving_mask),
         )
-        return coupled_convex(volume, self.couplings, self.sharpness, self.compat)
+        return coupled_convex(volume, self.couplings, self.sharpness, self.compat, volume.mask)
 
     def _check_window(self, cells: Sequence[int]) -> None:
         if any(reach >= extent for reach, extent in zip(self.half_width, cells, strict=True)):

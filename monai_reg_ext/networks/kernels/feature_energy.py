@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from monai_reg_ext.networks.kernels.rows import fill_row
+from monai_reg_ext.networks.kernels.rows import fill_row, scale_row
 from monai_reg_ext.networks.kernels.runtime import JIT, in_threads
 
 __all__ = ["CompiledFeatureEnergy"]
@@ -31,6 +31,7 @@ class CompiledFeatureEnergy:
         regularization: float,
         data_weight: float,
         stretch: torch.Tensor | None,
+        cell_weight: torch.Tensor | None = None,
     ) -> None:
         # the reference finds zeros outside: a frame of zeros makes sampling beside the grid the same as within it
         self.frame = int(stretch is not None)
@@ -43,6 +44,10 @@ class CompiledFeatureEnergy:
         self.stretch = np.ones(3, np.float32) if stretch is None else stretch.flatten().numpy()
         self.data_weight = np.float32(data_weight / cells)
         self.smoothness = (regularization / (3 * cells * (size - 1) / size)).astype(np.float32)
+        # rows without factors stay as they are
+        self.cell_weight = np.empty((*fixed.shape[:1], *size[:2], 0), np.float32)
+        if cell_weight is not None:
+            self.cell_weight = np.ascontiguousarray(cell_weight[:, 0].detach().numpy())
         self.result = np.empty((fixed.shape[0], 3, *size), np.float32)
         self.energies = np.empty((fixed.shape[0], size[0]))
 
@@ -56,7 +61,7 @@ class CompiledFeatureEnergy:
     def _differentiate(self, field: np.ndarray, item: int, start: int, stop: int) -> None:
         moving = self.moving[item]
         strides = np.array(moving.strides[:3]) // moving.itemsize
-        features = self.fixed[item], moving.reshape(-1), strides, self.unrolled
+        features = self.fixed[item], moving.reshape(-1), strides, self.unrolled, self.cell_weight[item]
         weights = self.stretch, self.data_weight, self.smoothness
         _gradient_of_planes(*features, field, self.frame, *weights, start, stop, self.result[item], self.energies[item])
 
@@ -67,7 +72,20 @@ def _channels_last(features: torch.Tensor) -> np.ndarray:
 
 @njit(**JIT)
 def _gradient_of_planes(  # type: ignore[no-untyped-def]
-    fixed, moving, strides, unrolled, field, frame, stretch, data_weight, smoothness, start, stop, result, energies
+    fixed,
+    moving,
+    strides,
+    unrolled,
+    cell_weight,
+    field,
+    frame,
+    stretch,
+    data_weight,
+    smoothness,
+    start,
+    stop,
+    result,
+    energies,
 ):
     size_i, size_j, size_k = field.shape[1:]
     offset = np.empty(size_k, np.int64)
@@ -84,6 +102,8 @@ def _gradient_of_planes(  # type: ignore[no-untyped-def]
                     strides[axis], offset, distance[axis], slope[axis],
                 )  # fmt: skip
             _compare_row(fixed[i, j], moving, strides, unrolled, offset, distance, sums)
+            for number in range(len(sums)):
+                scale_row(sums[number], cell_weight[i, j])
             squares = np.float32(0)
             for k in range(size_k):
                 squares += sums[3, k]

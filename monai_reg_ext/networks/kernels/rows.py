@@ -8,7 +8,7 @@ from numba import njit
 
 from monai_reg_ext.networks.kernels.runtime import JIT
 
-__all__ = ["add_both", "copy_row", "fill_row"]
+__all__ = ["add_both", "copy_row", "fill_row", "scale_row"]
 
 # Loops instead of slice assignments and array expressions: those make numba compile for many seconds.
 
@@ -24,6 +24,13 @@ def copy_row(source, target):  # type: ignore[no-untyped-def]
     """The first values of a row, as many as the target has."""
     for k in range(len(target)):
         target[k] = source[k]
+
+
+@njit(**JIT)
+def scale_row(target, factors):  # type: ignore[no-untyped-def]
+    """Multiply the first values of a row, as many as there are factors."""
+    for k in range(len(factors)):
+        target[k] *= factors[k]
 
 
 @njit(**JIT)

@@ -11,7 +11,7 @@ import torch
 from numba import njit
 
 from monai_reg_ext.networks.kernels.banded_filter import Band, filter_planes
-from monai_reg_ext.networks.kernels.rows import copy_row, fill_row
+from monai_reg_ext.networks.kernels.rows import copy_row, fill_row, scale_row
 from monai_reg_ext.networks.kernels.runtime import JIT, in_threads
 
 __all__ = ["write_ssd_chunk"]
@@ -26,25 +26,35 @@ def write_ssd_chunk(
     displacements: torch.Tensor,
     bands: Sequence[Band],
     out: torch.Tensor,
+    mask: torch.Tensor | None,
+    normalizer: torch.Tensor | None,
 ) -> None:
     """Twin of :py:func:`monai_reg_ext.networks.layers.ssd_cost_volume.write_ssd_chunk`; smoothed while in the cache."""
     directions = len(out) // len(fixed)
     energies = energy.unflatten(0, (directions, -1)).numpy()
     costs = out.unflatten(0, (directions, -1)).numpy()
     shifts = displacements.numpy()
+    factors = [_factors(weights, directions) for weights in (mask, normalizer)]
     for item in range(len(fixed)):
         pair = fixed[item].flatten(1).numpy(), moving[item].flatten(1).numpy()
-        energies_of_item, costs_of_item = energies[:, item], costs[:, item]
+        of_item = energies[:, item], *(weights[item % len(weights)] for weights in factors)
 
-        def write(start: int, stop: int, pair=pair, energy=energies_of_item, cost=costs_of_item) -> None:  # type: ignore[no-untyped-def]
-            _write_labels(*pair, energy, shifts, *bands, start, stop, cost)
+        def write(start: int, stop: int, pair=pair, of_item=of_item, cost=costs[:, item]) -> None:  # type: ignore[no-untyped-def]
+            _write_labels(*pair, *of_item, shifts, *bands, start, stop, cost)
 
         in_threads(write, len(shifts))
 
 
+def _factors(weights: torch.Tensor | None, directions: int) -> np.ndarray:
+    """Factors ``(B, directions, i, j, k)``; without weights ``(1, directions, 0, 0, 0)``, which scale nothing."""
+    if weights is None:
+        return np.empty((1, directions, 0, 0, 0), np.float32)
+    return np.ascontiguousarray(weights[:, 0].unflatten(0, (directions, -1)).transpose(0, 1).numpy())
+
+
 @njit(**JIT)
 def _write_labels(  # type: ignore[no-untyped-def]
-    fixed, moving, energy, shifts, band_i, band_j, band_k, start, stop, out
+    fixed, moving, energy, mask, normalizer, shifts, band_i, band_j, band_k, start, stop, out
 ):
     directions, size = len(out), energy.shape[1:]
     points = fixed.shape[1]
@@ -63,7 +73,9 @@ def _write_labels(  # type: ignore[no-untyped-def]
             _copy_outside(
                 energy[direction], sign * shifts[label, 0], sign * shifts[label, 1], sign * shifts[label, 2], volume
             )
+            _scale(volume, mask[direction])
             filter_planes(volume, band_i, band_j, band_k, 0, size[0], out[direction, label])
+            _scale(out[direction, label], normalizer[direction])
 
 
 @njit(**JIT)
@@ -76,6 +88,13 @@ def _write_squared_distance(fixed, moving, out):  # type: ignore[no-untyped-def]
             for x in range(len(part)):
                 difference = one[x] - other[x]
                 part[x] += difference * difference
+
+
+@njit(**JIT)
+def _scale(volume, factors):  # type: ignore[no-untyped-def]
+    for i in range(factors.shape[0]):
+        for j in range(factors.shape[1]):
+            scale_row(volume[i, j], factors[i, j])
 
 
 @njit(**JIT)

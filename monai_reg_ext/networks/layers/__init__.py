@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from .box_filter import box_filter
+from .cells_inside import cells_inside
 from .compat import reference_stretch
 from .compose_ddf import compose_ddf
 from .cost_volume import CostVolume
@@ -10,12 +11,15 @@ from .coupled_convex import COUPLINGS, coupled_convex
 from .dense_cost_volume import DenseCostVolume
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .feature_energy import FeatureEnergy
+from .fill_outside import FillOutside
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
 from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
+from .mask_channel import add_mask_channel
 from .pool_to_grid import pool_to_grid
+from .solve_backward import solve_backward
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
 from .translation_search import TranslationSearch
 from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
@@ -27,9 +31,12 @@ __all__ = [
     "DenseCostVolume",
     "DisplacementPosterior",
     "FeatureEnergy",
+    "FillOutside",
     "SSDCostVolume",
     "TranslationSearch",
+    "add_mask_channel",
     "box_filter",
+    "cells_inside",
     "compose_ddf",
     "coupled_convex",
     "displacement_labels",
@@ -46,6 +53,7 @@ __all__ = [
     "reference_stretch",
     "regrid_ddf",
     "sample",
+    "solve_backward",
     "ssd_cost_volume",
     "upsample_ddf",
     "warp",

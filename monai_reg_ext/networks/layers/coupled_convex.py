@@ -12,6 +12,7 @@ from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
 from monai_reg_ext.networks.layers.coupled_softmin import coupled_softmin
+from monai_reg_ext.networks.layers.fill_outside import FillOutside
 
 __all__ = ["COUPLINGS", "coupled_convex"]
 
@@ -24,6 +25,7 @@ def coupled_convex(
     couplings: Sequence[float] = COUPLINGS,
     sharpness: float | None = None,
     compat: bool = False,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Smooth displacements of least cost by coupled convex optimisation.
 
@@ -39,35 +41,44 @@ def coupled_convex(
             of; 20 to 100 comes close to the least cost for features as above.
         compat: the reference's zero-padded smoothing, which shrinks displacements at the border, and its ties, which go
             to the lowest label.
+        mask: ``(B, 1, i, j, k)``, not 0 where a displacement may be believed, of all items of the volume. Elsewhere
+            the nearest one inside takes its place before each smoothing, as beyond the faces of the grid.
 
     Returns:
         coarse_ddf ``(B, 3, i, j, k)`` in cells, float32, or float64 if the costs are. Memory beyond the volume's: some
         chunks and, with ``sharpness``, ten values per point and pass.
 
     Raises:
-        ValueError: when the sharpness is not positive.
+        ValueError: when the sharpness is not positive, or the mask is not on the volume's grid.
 
     Source: Heinrich, Papiez, Schnabel & Handels, "Non-parametric discrete registration with convex optimisation",
     WBIR 2014; with sharpness Siebert & Heinrich, "Learn to fuse input features for large-deformation registration with
     differentiable convex-discrete optimisation", WBIR 2022.
     """
+    if mask is not None and mask.shape != (cost_volume.batch, 1, *cost_volume.size):
+        raise ValueError(
+            f"coupled_convex needs a mask of shape {(cost_volume.batch, 1, *cost_volume.size)}, one for every item of "
+            f"the volume, got {tuple(mask.shape)}."
+        )
+    fill = FillOutside(mask)
     if sharpness is None:
-        return _coupled_argmin(cost_volume, (0.0, *couplings), 0.0 if compat else _TIE_BREAK, compat)
+        return _coupled_argmin(cost_volume, (0.0, *couplings), 0.0 if compat else _TIE_BREAK, compat, fill)
     if not sharpness > 0:
         raise ValueError(f"sharpness must be > 0 so that less cost means more probable, got {sharpness}.")
-    return coupled_softmin(cost_volume, couplings, sharpness, compat)
+    return coupled_softmin(cost_volume, couplings, sharpness, compat, fill)
 
 
 @torch.no_grad()
 def _coupled_argmin(
-    cost_volume: CostVolume, couplings: Sequence[float], tie_break: float, compat: bool
+    cost_volume: CostVolume, couplings: Sequence[float], tie_break: float, compat: bool, fill: FillOutside
 ) -> torch.Tensor:
     coarse_ddf = cost_volume.labels.new_zeros(cost_volume.batch, 3, *cost_volume.size)
     # bfloat16 has too few digits to compare costs
     with torch.autocast(coarse_ddf.device.type, enabled=False):
         for coupling in couplings:
             label = _best_label(cost_volume, coarse_ddf, coupling, tie_break)
-            coarse_ddf = box_filter(cost_volume.labels[label].movedim(-1, 1).contiguous(), compat=compat)
+            found = cost_volume.labels[label].movedim(-1, 1).contiguous()
+            coarse_ddf = box_filter(fill(found), compat=compat)
     return coarse_ddf
 
 

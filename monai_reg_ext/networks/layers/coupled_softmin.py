@@ -13,19 +13,20 @@ from torch.autograd.function import once_differentiable
 from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
 from monai_reg_ext.networks.layers.displacement_posterior import covariance_times, displacement_moments, soft_logits
+from monai_reg_ext.networks.layers.fill_outside import FillOutside
 
 __all__ = ["coupled_softmin"]
 
 
 def coupled_softmin(
-    cost_volume: CostVolume, couplings: Sequence[float], sharpness: float, compat: bool = False
+    cost_volume: CostVolume, couplings: Sequence[float], sharpness: float, compat: bool, fill: FillOutside
 ) -> torch.Tensor:
     """Coupled convex optimisation whose search takes the expected displacement, with gradients to the costs.
 
     See :py:func:`coupled_convex`, which this is with ``sharpness``. Per pass ten values are kept at each control point;
     the gradient recomputes the probabilities of all passes in one iteration over the volume. It can be taken once.
     """
-    return _CoupledSoftmin.apply(cost_volume, (0.0, *couplings), sharpness, compat, *cost_volume.inputs)
+    return _CoupledSoftmin.apply(cost_volume, (0.0, *couplings), sharpness, compat, fill, *cost_volume.inputs)
 
 
 class _CoupledSoftmin(torch.autograd.Function):
@@ -41,14 +42,16 @@ class _CoupledSoftmin(torch.autograd.Function):
         couplings: tuple[float, ...],
         sharpness: float,
         compat: bool,
+        fill: FillOutside,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
         coarse_ddf = cost_volume.labels.new_zeros(cost_volume.batch, 3, *cost_volume.size)
         moments = []
         for coupling in couplings:
             moments.append(displacement_moments(cost_volume, coarse_ddf, coupling, sharpness))
-            coarse_ddf = box_filter(moments[-1][0], compat=compat)
-        ctx.cost_volume, ctx.couplings, ctx.sharpness, ctx.compat = cost_volume, couplings, sharpness, compat
+            coarse_ddf = box_filter(fill(moments[-1][0]), compat=compat)
+        ctx.cost_volume, ctx.couplings, ctx.sharpness = cost_volume, couplings, sharpness
+        ctx.compat, ctx.fill = compat, fill
         # the inputs are saved so that autograd notices when they are changed in place
         ctx.save_for_backward(*inputs, *(tensor for triple in moments for tensor in triple))
         return coarse_ddf
@@ -58,8 +61,8 @@ class _CoupledSoftmin(torch.autograd.Function):
     def backward(ctx: Any, ddf_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         moments = ctx.saved_tensors[len(ctx.cost_volume.inputs) :]
         means, covariances, log_sums = moments[0::3], moments[1::3], moments[2::3]
-        fields = [torch.zeros_like(means[0]), *(box_filter(mean, compat=ctx.compat) for mean in means[:-1])]
-        mean_gradients = _mean_gradients(ddf_gradient, covariances, ctx.couplings, ctx.sharpness, ctx.compat)
+        fields = [torch.zeros_like(means[0]), *(box_filter(ctx.fill(mean), compat=ctx.compat) for mean in means[:-1])]
+        mean_gradients = _mean_gradients(ddf_gradient, covariances, ctx.couplings, ctx.sharpness, ctx.compat, ctx.fill)
         passes = list(zip(ctx.couplings, fields, log_sums, means, mean_gradients, strict=True))
 
         def chunk_gradient(start: int, cost: torch.Tensor) -> torch.Tensor:
@@ -72,7 +75,7 @@ class _CoupledSoftmin(torch.autograd.Function):
             return gradient
 
         with torch.autocast(ddf_gradient.device.type, enabled=False):
-            return None, None, None, None, *ctx.cost_volume.pull_back(chunk_gradient)
+            return None, None, None, None, None, *ctx.cost_volume.pull_back(chunk_gradient)
 
 
 def _mean_gradients(
@@ -81,11 +84,12 @@ def _mean_gradients(
     couplings: Sequence[float],
     sharpness: float,
     compat: bool,
+    fill: FillOutside,
 ) -> list[torch.Tensor]:
     """Gradient with respect to the expected displacement of every pass."""
     gradients: list[torch.Tensor] = []
     for coupling, covariance in zip(reversed(couplings), reversed(covariances), strict=True):
-        gradients.append(box_filter_adjoint(ddf_gradient.contiguous(), compat=compat))
+        gradients.append(fill.adjoint(box_filter_adjoint(ddf_gradient.contiguous(), compat=compat)))
         ddf_gradient = 2 * sharpness * coupling * covariance_times(covariance, gradients[-1])
     return gradients[::-1]
 

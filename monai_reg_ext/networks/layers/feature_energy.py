@@ -16,8 +16,8 @@ __all__ = ["FeatureEnergy"]
 class FeatureEnergy:
     r"""Dissimilarity of features along a field, plus the field's roughness, with its gradient.
 
-    :math:`\frac{w}{N} \sum_x |M(x + s(x)) - F(x)|^2 + \lambda \sum_a \text{mean}\,(\partial_a s)^2`, the derivatives
-    being differences of neighbouring cells, over all three components. The gradient is written down, not
+    :math:`\frac{w}{N} \sum_x m(x) |M(x + s(x)) - F(x)|^2 + \lambda \sum_a \text{mean}\,(\partial_a s)^2`, the
+    derivatives being differences of neighbouring cells, over all three components. The gradient is written down, not
     differentiated: features need none, and neither a graph nor its temporaries are built.
 
     Args:
@@ -27,6 +27,8 @@ class FeatureEnergy:
         data_weight: weight *w* of the squared difference, summed over the features and averaged over the cells.
         compat: the reference's sampling: displacements stretched by ``N / (N - 1)``, zeros outside the grid instead of
             the nearest cell.
+        cell_weight: ``(B, 1, i, j, k)``, factor *m* of every cell's squared difference, 1 by default. *N* stays the
+            number of all cells, so that the others keep their balance with the regularisation.
 
     Source: ConvexAdam, Adam instance optimisation.
     """
@@ -38,6 +40,7 @@ class FeatureEnergy:
         regularization: float,
         data_weight: float = 1.0,
         compat: bool = False,
+        cell_weight: torch.Tensor | None = None,
     ) -> None:
         self.regularization = regularization
         self.data_weight = data_weight
@@ -45,9 +48,11 @@ class FeatureEnergy:
         self.padding = "zeros" if compat else "border"
         size = fixed.shape[2:]
         twin = compiled_twin("feature_energy", fixed, moving) if min(size) > 1 else None
-        self._compiled = twin and twin.CompiledFeatureEnergy(fixed, moving, regularization, data_weight, self.stretch)
+        self._compiled = twin and twin.CompiledFeatureEnergy(
+            fixed, moving, regularization, data_weight, self.stretch, cell_weight
+        )
         if self._compiled is None:
-            self.fixed, self.moving = fixed, moving
+            self.fixed, self.moving, self.cell_weight = fixed, moving, cell_weight
             self.identity = identity_grid(size, fixed)
 
     def gradient(self, field: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,10 +71,11 @@ class FeatureEnergy:
         padding = {"zeros": 0, "border": 1}[self.padding]
         warped = torch.ops.aten.grid_sampler_3d(self.moving, grid, 0, padding, False)
         difference = warped.sub_(self.fixed)
+        weighted = difference if self.cell_weight is None else difference * self.cell_weight
         weight = self.data_weight / difference[0, 0].numel()
-        energy = weight * difference.square().sum((1, 2, 3, 4))
+        energy = weight * (weighted * difference).sum((1, 2, 3, 4))
         _, gradient = torch.ops.aten.grid_sampler_3d_backward(
-            difference.mul_(2 * weight), self.moving, grid, 0, padding, False, [False, True]
+            weighted.mul_(2 * weight), self.moving, grid, 0, padding, False, [False, True]
         )
         scale = [2 / extent for extent in size]
         gradient = torch.stack([gradient[..., 2 - a] * scale[a] for a in range(3)], 1)

@@ -76,6 +76,9 @@ def ssd_cost_volume(
 class SSDCostVolume(CostVolume):
     """The costs of :py:func:`ssd_cost_volume`, computed chunk by chunk.
 
+    With masks only the cells inside count: their costs are averaged by the box filters, and what lies outside does not
+    enter, ``cost = box(mask * raw) / box(mask)``; 0 where no cell inside is near.
+
     Args:
         fixed: ``(B, C, i, j, k)`` features; half precision is accumulated in float32. Not to be changed in place while
             the volume is in use.
@@ -93,9 +96,15 @@ class SSDCostVolume(CostVolume):
             and 8, and displacements closer than that are a tie. On MIND of two brain scans the argmin changes at 0.2 %
             of the points and the coupled convex field by 0.0003 cells on average, 0.17 at most; on noise at 1 %.
             Costs above 65504 become infinite.
+        fixed_mask: ``(B, 1, i, j, k)``, 1 where a cell of the fixed features counts and 0 elsewhere; weights in between
+            are taken as such. ``None``: all count.
+        moving_mask: the same of the moving features, for the second half of a symmetric volume; else without effect.
+
+    Attributes:
+        mask: weights of the cells of all items ``(B or 2B, 1, i, j, k)``, or ``None`` without masks.
 
     Raises:
-        ValueError: when the features have different shapes.
+        ValueError: when features or masks have different shapes.
     """
 
     def __init__(
@@ -108,6 +117,8 @@ class SSDCostVolume(CostVolume):
         symmetric: bool = False,
         memory: int | None = None,
         half: bool = False,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
     ) -> None:
         if fixed.shape != moving.shape:
             raise ValueError(
@@ -122,6 +133,8 @@ class SSDCostVolume(CostVolume):
         self._smooth_widths = tuple(smooth_widths)
         self._compat = compat
         self._scratch = self._energy.new_empty(0)
+        self.mask = _masks(self._fixed, [fixed_mask, moving_mask][: len(sides)])
+        self._normalizer = self.mask if self.mask is None else _normalizer(self.mask, smooth_widths, compat)
         super().__init__(
             self._displacements.to(fixed.device, dtype),
             len(self._energy),
@@ -141,6 +154,8 @@ class SSDCostVolume(CostVolume):
             self._smooth_widths,
             self._compat,
             cost,
+            self.mask,
+            self._normalizer,
         )
         return cost
 
@@ -157,9 +172,15 @@ class SSDCostVolume(CostVolume):
         gradients = torch.zeros_like(self._fixed), torch.zeros_like(self._moving)
         for start, cost in self:
             displacements = self._displacements[start : start + cost.shape[1]]
-            gradient = box_filter_adjoint(chunk_gradient(start, cost), self._smooth_widths, self._compat)
+            gradient = self._unsmoothed(chunk_gradient(start, cost))
             add_ssd_gradient(gradient, self._fixed, self._moving, displacements, *gradients)
         return tuple(gradient.to(side.dtype) for gradient, side in zip(gradients, self.inputs, strict=True))
+
+    def _unsmoothed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradient of the costs before smoothing from that of the smoothed ones."""
+        if self.mask is None:
+            return box_filter_adjoint(gradient, self._smooth_widths, self._compat)
+        return box_filter_adjoint(gradient.mul_(self._normalizer), self._smooth_widths, self._compat).mul_(self.mask)
 
 
 def write_ssd_chunk(
@@ -170,6 +191,8 @@ def write_ssd_chunk(
     smooth_widths: Sequence[int],
     compat: bool,
     out: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    normalizer: torch.Tensor | None = None,
 ) -> None:
     """Smoothed costs of some displacements.
 
@@ -182,11 +205,13 @@ def write_ssd_chunk(
         smooth_widths: box filters over space.
         compat: zero-padded box filters.
         out: ``(B or 2B, l, i, j, k)`` contiguous, overwritten.
+        mask: ``(B or 2B, 1, i, j, k)`` factors of the costs before smoothing.
+        normalizer: the same after it; both or neither.
     """
     twin = compiled_twin("ssd_cost_volume", fixed, moving)
     if twin is not None:
         bands = box_filter_bands(fixed.shape[2:], smooth_widths, compat)
-        return twin.write_ssd_chunk(fixed, moving, energy, displacements, bands, out)
+        return twin.write_ssd_chunk(fixed, moving, energy, displacements, bands, out, mask, normalizer)
     items = len(fixed)
     flat_fixed, flat_moving, flat_out = fixed.flatten(2), moving.flatten(2), out.flatten(2)
     for label, displacement in enumerate(displacements.tolist()):
@@ -197,7 +222,10 @@ def write_ssd_chunk(
             flat_out[items:, label, there] = raw
             _copy_outside(energy[items:], [-shift for shift in displacement], out[items:, label])
         _copy_outside(energy[:items], displacement, out[:items, label])
-    out.copy_(box_filter(out, smooth_widths, compat))
+    if mask is None:
+        out.copy_(box_filter(out, smooth_widths, compat))
+    else:
+        torch.mul(box_filter(out.mul_(mask), smooth_widths, compat), normalizer, out=out)
 
 
 def add_ssd_gradient(
@@ -241,6 +269,24 @@ def add_ssd_gradient(
         flat_moving_gradient[..., there].addcmul_(weight.unsqueeze(1), flat_fixed[..., here], value=-2)
     flat_fixed_gradient.addcmul_(fixed_weight.unsqueeze(1), flat_fixed, value=2)
     flat_moving_gradient.addcmul_(moving_weight.unsqueeze(1), flat_moving, value=2)
+
+
+def _masks(fixed: torch.Tensor, masks: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Weights of the cells of all items, one mask after the other; a mask that is missing is 1."""
+    shape = (len(fixed), 1, *fixed.shape[2:])
+    for mask in masks:
+        if mask is not None and mask.shape != shape:
+            raise ValueError(f"a mask for features {tuple(fixed.shape)} has shape {shape}, got {tuple(mask.shape)}.")
+    if all(mask is None for mask in masks):
+        return None
+    return torch.cat([fixed.new_ones(shape) if mask is None else mask.to(fixed) for mask in masks])
+
+
+def _normalizer(mask: torch.Tensor, smooth_widths: Sequence[int], compat: bool) -> torch.Tensor:
+    share = box_filter(mask, smooth_widths, compat)
+    # what compat loses at the faces it loses with masks too
+    whole = box_filter(torch.ones_like(mask), smooth_widths, compat)
+    return torch.where(share > 0, whole / share, 0)
 
 
 def _displacements(half_width: Sequence[int]) -> torch.Tensor:

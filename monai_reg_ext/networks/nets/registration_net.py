@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from monai.utils import convert_to_tensor
@@ -13,6 +15,8 @@ from torch import nn
 from monai_reg_ext.networks.blocks.feature_block import as_feature_block
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
+from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 from monai_reg_ext.networks.layers.upsample_ddf import regrid_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import warp
 
@@ -24,23 +28,36 @@ class RegistrationNet(nn.Module):
 
     Estimator and refiner work on control grids of their own and know nothing else: they get the features averaged over
     the cells of ``spacing(size)``, voxels per cell for an image of that size, and count displacements in these cells.
+    Where masks are given they get ``fixed_mask`` and ``moving_mask`` besides, the share of each cell that lies inside.
 
     Args:
         features: what is compared; a :py:class:`FeatureBlock`, which may pool without all voxels' features at once, or
             any module ``(B, C, I, J, K) -> (B, F, I, J, K)``.
-        estimator: where things went, ``(fixed, moving features) -> coarse_ddf``.
+        estimator: where things went, ``(fixed, moving features) -> coarse_ddf``; with a method ``both`` that also
+            returns the coarse field of the opposite direction, both directions take one search instead of two.
         refiner: polish, ``(fixed, moving features, coarse_ddf) -> coarse_ddf``; optional.
         passes: how often to register: later passes see the moving image warped so far, and their fields are composed.
         final_widths: box filters over the field of each pass at full resolution; none by default.
         compat: borders and change of grids as convexAdam has them: dropped tails, see :py:func:`pool_to_grid`, and
             stretched fields, see :py:func:`upsample_ddf`.
+        symmetric: register in both directions and return both fields. Fixed and moving then play the same part:
+            exchanging them exchanges the fields.
+        consistency: rounds that bring the two fields of a symmetric registration together after each pass, see
+            :py:func:`make_inverse_consistent`.
 
     Shape:
-        - input: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
-        - output: ddf ``(B, 3, I, J, K)`` float32 in voxels; ``warped(x) = moving(x + ddf(x))``.
+        - image: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
+        - moving_mask, fixed_mask: ``(B, 1, I, J, K)``, not 0 inside; optional. What lies outside is neither matched nor
+          smoothed into the inside. Intensities there still reach the features beside the mask's border unless they are
+          replaced before, see :py:class:`monai_reg_ext.transforms.FillOutsideMask`.
+        - output: ddf ``(B, 3, I, J, K)`` float32 in voxels; ``warped(x) = moving(x + ddf(x))``. With ``symmetric``
+          ``(B, 6, I, J, K)``: behind it the ddf of the opposite direction, ``warped(x) = fixed(x + inverse_ddf(x))``,
+          in voxels of the same grid.
 
     Raises:
-        ValueError: when the number of channels is odd, or an estimator's or refiner's field is not on its grid.
+        ValueError: when the number of channels is odd, a mask is empty or on another grid, or an estimator's or
+            refiner's field is not on its grid.
+        TypeError: when there are masks and the estimator or refiner does not take them.
     """
 
     def __init__(
@@ -51,6 +68,8 @@ class RegistrationNet(nn.Module):
         passes: int = 1,
         final_widths: Sequence[int] = (),
         compat: bool = False,
+        symmetric: bool = False,
+        consistency: int = 5,
     ) -> None:
         super().__init__()
         if passes < 1:
@@ -61,39 +80,167 @@ class RegistrationNet(nn.Module):
         self.passes = passes
         self.final_widths = tuple(final_widths)
         self.compat = compat
+        self.symmetric = symmetric
+        self.consistency = consistency
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, moving_mask: torch.Tensor | None = None, fixed_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if image.dim() != 5 or image.shape[1] % 2:
             raise ValueError(
                 "RegistrationNet needs moving and fixed side by side, (B, 2C, I, J, K), "
                 f"got shape {tuple(image.shape)}. Concatenate them along the channels."
             )
         moving, fixed = image.chunk(2, dim=1)
-        return self.register(moving, fixed)
+        if self.symmetric:
+            return torch.cat(self.register_both(moving, fixed, moving_mask, fixed_mask), 1)
+        return self.register(moving, fixed, moving_mask, fixed_mask)
 
-    def register(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Field that warps ``moving`` onto ``fixed``; both ``(B, C, I, J, K)`` on one grid."""
-        moving, fixed = convert_to_tensor((moving, fixed), track_meta=False)
-        if moving.shape != fixed.shape:
-            raise ValueError(
-                f"RegistrationNet needs fixed and moving on one grid: fixed has shape {tuple(fixed.shape)}, moving "
-                f"{tuple(moving.shape)}. Resample first, e.g. with ResampleToFixedd."
-            )
-        ddf = self._register_once(moving, fixed)
+    def register(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        moving_mask: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Field ``(B, 3, I, J, K)`` that warps ``moving`` onto ``fixed``; both ``(B, C, I, J, K)`` on one grid."""
+        if self.symmetric:
+            return self.register_both(moving, fixed, moving_mask, fixed_mask)[0]
+        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        ddf = self._register_once(moving_side, fixed_side)
         for _ in range(self.passes - 1):
-            ddf = compose_ddf(ddf, self._register_once(warp(moving, ddf), fixed))
+            ddf = self._another_pass(ddf, moving_side, fixed_side)
         return ddf
 
-    def _register_once(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        size = fixed.shape[2:]
+    def register_both(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        moving_mask: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The field that warps ``moving`` onto ``fixed``, and its inverse, which warps ``fixed`` onto ``moving``."""
+        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        ddf, inverse_ddf = self._register_both_once(moving_side, fixed_side)
+        for _ in range(self.passes - 1):
+            ddf = self._another_pass(ddf, moving_side, fixed_side)
+            inverse_ddf = self._another_pass(inverse_ddf, fixed_side, moving_side)
+            ddf, inverse_ddf = make_inverse_consistent(ddf, inverse_ddf, self.consistency, self.compat)
+        return ddf, inverse_ddf
+
+    def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side) -> torch.Tensor:
+        return compose_ddf(ddf, self._register_once(moving.warped(ddf), fixed))
+
+    def _register_once(self, moving: _Side, fixed: _Side) -> torch.Tensor:
+        size = fixed.image.shape[2:]
+        views = self._views(moving, fixed)
+        coarse_ddf = self._refined(views[0].shown_to(self.estimator), views, size)
+        return self._at_full_size(coarse_ddf, views, size)
+
+    def _register_both_once(self, moving: _Side, fixed: _Side) -> tuple[torch.Tensor, torch.Tensor]:
+        size = fixed.image.shape[2:]
+        views = self._views(moving, fixed)
+        opposite = [view.swapped() for view in views]
+        if hasattr(self.estimator, "both"):
+            forward, backward = views[0].shown_to(self.estimator.both)
+        else:
+            forward, backward = views[0].shown_to(self.estimator), opposite[0].shown_to(self.estimator)
+        forward, backward = self._refined(forward, views, size), self._refined(backward, opposite, size)
+        forward, backward = make_inverse_consistent(forward, backward, self.consistency, self.compat)
+        return self._at_full_size(forward, views, size), self._at_full_size(backward, views, size)
+
+    def _views(self, moving: _Side, fixed: _Side) -> list[_View]:
+        """What the estimator sees of the pair, and what the refiner sees."""
+        size = fixed.image.shape[2:]
         stages = [self.estimator] if self.refiner is None else [self.estimator, self.refiner]
         spacings = [tuple(stage.spacing(size)) for stage in stages]
         # two stages on one grid share their features
         grids = list(dict.fromkeys(spacings))
-        of_fixed, of_moving = as_feature_block(self.features).pooled_pair(fixed, moving, grids, self.compat)
-        coarse_ddf = self.estimator(of_fixed[0], of_moving[0]).float()
-        if self.refiner is not None:
-            coarse_ddf = regrid_ddf(coarse_ddf, *spacings, size, self.compat)
-            coarse_ddf = self.refiner(of_fixed[-1], of_moving[-1], coarse_ddf)
-        ddf = upsample_ddf(coarse_ddf.float(), spacings[-1], size, self.compat)
+        of_pair = as_feature_block(self.features).pooled_pair(fixed.image, moving.image, grids, self.compat)
+        views = {
+            spacing: _View(spacing, *features, *(side.mask_on(spacing, self.compat) for side in (fixed, moving)))
+            for spacing, *features in zip(grids, *of_pair, strict=True)
+        }
+        return [views[spacing] for spacing in spacings]
+
+    def _refined(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
+        coarse_ddf = coarse_ddf.float()
+        if self.refiner is None:
+            return coarse_ddf
+        coarse_ddf = regrid_ddf(coarse_ddf, views[0].spacing, views[-1].spacing, size, self.compat)
+        return views[-1].shown_to(self.refiner, coarse_ddf).float()
+
+    def _at_full_size(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
+        ddf = upsample_ddf(coarse_ddf, views[-1].spacing, size, self.compat)
         return box_filter(ddf, self.final_widths, self.compat)
+
+
+class _Side(NamedTuple):
+    """One image of a pair ``(B, C, I, J, K)`` and its mask ``(B, 1, I, J, K)``."""
+
+    image: torch.Tensor
+    mask: torch.Tensor | None
+
+    def warped(self, ddf: torch.Tensor) -> _Side:
+        mask = self.mask if self.mask is None else warp(self.mask, ddf, mode="nearest")
+        return _Side(warp(self.image, ddf), mask)
+
+    def mask_on(self, spacing: Sequence[int], compat: bool) -> torch.Tensor | None:
+        return self.mask if self.mask is None else pool_to_grid(self.mask.float(), spacing, compat)
+
+
+class _View(NamedTuple):
+    """What a stage sees of a pair on its control grid."""
+
+    spacing: tuple[int, ...]
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    fixed_mask: torch.Tensor | None
+    moving_mask: torch.Tensor | None
+
+    def swapped(self) -> _View:
+        return _View(self.spacing, self.moving, self.fixed, self.moving_mask, self.fixed_mask)
+
+    def shown_to(self, stage: Callable, *coarse_ddf: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if self.fixed_mask is None and self.moving_mask is None:
+            return stage(self.fixed, self.moving, *coarse_ddf)
+        _check_takes_masks(stage)
+        return stage(self.fixed, self.moving, *coarse_ddf, fixed_mask=self.fixed_mask, moving_mask=self.moving_mask)
+
+
+def _check_takes_masks(stage: Callable) -> None:
+    parameters = inspect.signature(getattr(stage, "forward", stage)).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not anything and not {"fixed_mask", "moving_mask"} <= parameters.keys():
+        module = getattr(stage, "__self__", stage)
+        raise TypeError(
+            f"{type(module).__name__} takes no masks: to use them it needs the arguments fixed_mask and moving_mask. "
+            "Register without masks, or choose another estimator or refiner."
+        )
+
+
+def _sides(
+    moving: torch.Tensor, fixed: torch.Tensor, moving_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
+) -> tuple[_Side, _Side]:
+    moving, fixed = convert_to_tensor((moving, fixed), track_meta=False)
+    if moving.shape != fixed.shape:
+        raise ValueError(
+            f"RegistrationNet needs fixed and moving on one grid: fixed has shape {tuple(fixed.shape)}, moving "
+            f"{tuple(moving.shape)}. Resample first, e.g. with ResampleToFixedd."
+        )
+    return _Side(moving, _mask(moving_mask, moving, "moving")), _Side(fixed, _mask(fixed_mask, fixed, "fixed"))
+
+
+def _mask(mask: torch.Tensor | None, image: torch.Tensor, name: str) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    mask = convert_to_tensor(mask, track_meta=False, device=image.device)
+    needed = (len(image), 1, *image.shape[2:])
+    if mask.shape != needed:
+        raise ValueError(f"RegistrationNet needs a {name}_mask of shape {needed}, got {tuple(mask.shape)}.")
+    mask = mask != 0
+    if not mask.flatten(1).any(1).all():
+        raise ValueError(
+            f"RegistrationNet got a {name}_mask without any voxel inside. Do mask and image belong together?"
+        )
+    return mask

@@ -148,6 +148,57 @@ def test_compat_weighs_the_mean_over_channels_by_twelve_and_the_default_takes_th
     assert (refined(four_times, 1.25, False) - refined(features, 1.25, False)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("compat", [False, True])
+def test_masks_without_an_outside_change_nothing(features, compat):
+    start, ones = torch.zeros(2, 3, *SIZE), torch.ones(2, 1, *SIZE)
+    refiner = AdamRefiner(2, 5, compat=compat)
+    refined = refiner(*features, start)
+
+    assert torch.equal(refiner(*features, start, fixed_mask=ones), refined)
+    # the channel of zeros changes the order of the sums
+    torch.testing.assert_close(refiner(*features, start, fixed_mask=ones, moving_mask=ones), refined, rtol=0, atol=1e-2)
+
+
+def test_features_outside_the_fixed_mask_have_no_influence(features):
+    fixed, moving = features
+    mask = torch.zeros(2, 1, *SIZE)
+    mask[0, :, 2:7, 5:, 3:9] = mask[1, :, :, :4, 6:] = 1
+    refiner = AdamRefiner(2, 15)
+
+    refined = refiner(fixed, moving, torch.zeros(2, 3, *SIZE), fixed_mask=mask)
+
+    other = torch.where(mask > 0, fixed, torch.rand_like(fixed))
+    assert torch.equal(refiner(other, moving, torch.zeros(2, 3, *SIZE), fixed_mask=mask), refined)
+    assert (refiner(fixed, moving, torch.zeros(2, 3, *SIZE)) - refined).abs().max() > 0.5
+
+
+def test_far_from_the_fixed_mask_the_field_goes_on_as_at_its_border(features):
+    moving = features[1]
+    mask = torch.zeros(2, 1, *SIZE)
+    mask[:, :, :3] = 1
+    shifted = torch.cat([moving[:, :, 1:], moving[:, :, -1:]], 2)
+
+    refined = AdamRefiner(2, 200, 0.1, learning_rate=0.3)(shifted, moving, torch.zeros(2, 3, *SIZE), fixed_mask=mask)
+
+    assert (refined[:, 0, :2] - 1).abs().mean() < 0.1
+    assert (refined[:, 0, -1] - 1).abs().mean() < 0.25
+
+
+@pytest.mark.parametrize(("penalty", "stays_inside"), [(1.0, True), (0.0, False)])
+def test_a_place_inside_the_fixed_mask_does_not_leave_the_moving_mask_unpunished(penalty, stays_inside):
+    # nothing to compare: only the masks can pull
+    nothing = torch.zeros(1, 3, *SIZE)
+    mask = torch.zeros(1, 1, *SIZE)
+    mask[:, :, :8] = 1
+    refiner = AdamRefiner(2, 60, 0.02, learning_rate=0.1, mask_penalty=penalty)
+
+    refined = refiner(nothing, nothing, constant_field([0.8, 0.0, 0.0]), mask, mask)
+
+    lands = 7 + refined[0, 0, 7]
+    assert bool((lands < 7.3).all()) == stays_inside
+    assert bool((lands > 7.7).all()) != stays_inside
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_result_is_the_same_where_gradients_are_off(features, mode):
     start = torch.zeros(2, 3, *SIZE)

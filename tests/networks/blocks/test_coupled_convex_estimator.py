@@ -15,6 +15,7 @@ from monai_reg_ext.networks.layers.coupled_convex import coupled_convex
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
+from monai_reg_ext.networks.layers.warp import warp
 
 
 def features_of(*images, spacing, compat=False):
@@ -99,6 +100,93 @@ def test_flipped_features_give_the_flipped_field(axis, rounds):
 
     flipped_back[:, axis] *= -1
     torch.testing.assert_close(flipped_back, estimator(fixed, moving), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+@pytest.mark.parametrize("sharpness", [None, 20.0])
+@pytest.mark.parametrize("compat", [False, True])
+def test_masks_of_ones_change_nothing(compat, sharpness, rounds):
+    fixed, moving = torch.randn(2, 2, 4, 7, 5, 6)
+    ones = torch.ones(2, 1, 7, 5, 6)
+    estimator = CoupledConvexEstimator(2, 2, rounds, sharpness=sharpness, compat=compat)
+
+    coarse_ddf = estimator(fixed, moving, ones, ones)
+
+    torch.testing.assert_close(coarse_ddf, estimator(fixed, moving), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounds", [0, 15])
+def test_features_outside_both_masks_have_no_influence_on_the_field(rounds):
+    # five cells apart: no place inside the one mask reaches the surroundings of the other
+    fixed, moving = torch.randn(2, 1, 4, 14, 11, 12)
+    masks = torch.zeros(2, 1, 1, 14, 11, 12)
+    masks[0, ..., 3:8, 4:8, 2:9] = masks[1, ..., 4:9, 3:7, 3:10] = 1
+    estimator = CoupledConvexEstimator(2, 1, rounds, mask_penalty=1e6)
+
+    coarse_ddf = estimator(fixed, moving, *masks)
+
+    other = [
+        torch.where(mask > 0, side, torch.randn_like(side)) for mask, side in zip(masks, (fixed, moving), strict=True)
+    ]
+    torch.testing.assert_close(estimator(*other, *masks), coarse_ddf)
+    assert (estimator(*other) - estimator(fixed, moving)).abs().max() > 0.5
+
+
+def test_the_masks_alone_bring_the_inside_to_the_inside():
+    nothing = torch.zeros(1, 4, 14, 12, 13)
+    fixed_mask, moving_mask = torch.zeros(2, 1, 1, 14, 12, 13)
+    fixed_mask[..., 2:8, 4:9, 3:10] = moving_mask[..., 4:10, 3:8, 3:10] = 1
+
+    kept, free = (
+        warp(
+            moving_mask,
+            CoupledConvexEstimator(2, 3, 0, mask_penalty=penalty)(nothing, nothing, fixed_mask, moving_mask),
+        )
+        for penalty in (4.0, 0.0)
+    )
+
+    assert kept[fixed_mask > 0].mean() > 0.9
+    torch.testing.assert_close(free, moving_mask)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_beyond_the_fixed_mask_the_field_goes_on_as_at_its_border(shifted_pair, compat):
+    moving, fixed = shifted_pair((36, 26, 30), (4, 0, -2))
+    fixed, moving = features_of(fixed, moving, spacing=(2, 2, 2))
+    mask = torch.zeros(1, 1, 18, 13, 15)
+    mask[:, :, 2:9] = 1
+
+    coarse_ddf = CoupledConvexEstimator(2, 2, 0, compat=compat)(fixed, moving, mask)
+
+    assert (coarse_ddf[..., 2:-2, 5:-5, 6:-6] - as_field((2, 0, -1))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("given", ["fixed_mask", "moving_mask"])
+def test_one_mask_alone_is_that_and_one_of_ones(given):
+    fixed, moving = torch.randn(2, 1, 4, 7, 5, 6)
+    masks = {"fixed_mask": torch.ones(1, 1, 7, 5, 6), "moving_mask": torch.ones(1, 1, 7, 5, 6)}
+    masks[given][..., 3:] = 0
+    estimator = CoupledConvexEstimator(2, 2)
+
+    assert torch.equal(estimator(fixed, moving, **{given: masks[given]}), estimator(fixed, moving, **masks))
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("rounds", [0, 4])
+@pytest.mark.parametrize("compat", [False, True])
+def test_both_fields_change_places_with_fixed_and_moving(with_masks, rounds, compat):
+    fixed, moving = torch.randn(2, 2, 4, 7, 5, 6)
+    masks = list((torch.rand(2, 2, 1, 7, 5, 6) > 0.3).float()) if with_masks else []
+    estimator = CoupledConvexEstimator(2, 2, rounds, compat=compat)
+
+    forward, backward = estimator.both(fixed, moving, *masks)
+
+    swapped = estimator.both(moving, fixed, *reversed(masks))
+    torch.testing.assert_close(swapped, (backward, forward), rtol=0, atol=1e-5)
+    if rounds:
+        assert torch.equal(estimator(fixed, moving, *masks), forward)
+    else:
+        torch.testing.assert_close(estimator(fixed, moving, *masks), forward)
 
 
 def test_inverse_consistency_brings_both_directions_together():

@@ -31,6 +31,29 @@ def test_the_compiled_costs_are_the_plain_ones(features, half_width, symmetric, 
     torch.testing.assert_close(compiled(all_costs), plain(all_costs), rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("items", [1, 2])
+def test_the_compiled_costs_and_field_with_masks_are_the_plain_ones(
+    features, symmetric, compat, items, compiled, plain
+):
+    fixed_mask, moving_mask = (torch.rand(2, items, 1, 9, 6, 11) > 0.6).float()
+
+    def costs_and_field():
+        volume = SSDCostVolume(
+            *features[:, :items],
+            (2, 3, 1),
+            compat=compat,
+            symmetric=symmetric,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+        )
+        return costs(volume), coupled_convex(volume, compat=compat, mask=volume.mask)
+
+    for fast, slow in zip(compiled(costs_and_field), plain(costs_and_field), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("memory", [0, None])
 @pytest.mark.parametrize("compat", [False, True])
 def test_the_compiled_search_finds_the_plain_field(features, memory, compat, compiled, plain):

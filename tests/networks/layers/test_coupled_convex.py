@@ -22,14 +22,20 @@ def slow_smooth(field, compat):
     return smooth if compat else smooth / weight
 
 
-def slow_coupled_convex(cost, labels, compat):
-    """The whole penalty |d - u|^2 for every label and position, in float64."""
+def slow_coupled_convex(cost, labels, compat, box=None):
+    """The whole penalty |d - u|^2 for every label and position, in float64; beyond a box its border goes on."""
+    inside = np.ix_(
+        *(
+            np.clip(np.arange(n), *ends)
+            for n, ends in zip(cost.shape[1:], box or [(0, n - 1) for n in cost.shape[1:]], strict=True)
+        )
+    )
     labels = labels.T.reshape(3, -1, 1, 1, 1)
     start = cost if compat else cost + 1e-5 * (labels**2).sum(0)
-    field = slow_smooth(labels[:, start.argmin(0), 0, 0, 0], compat)
+    field = slow_smooth(labels[:, start.argmin(0)[inside], 0, 0, 0], compat)
     for coupling in COUPLINGS:
         penalty = coupling * ((labels - field[:, None]) ** 2).sum(0)
-        field = slow_smooth(labels[:, (cost + penalty).argmin(0), 0, 0, 0], compat)
+        field = slow_smooth(labels[:, (cost + penalty).argmin(0)[inside], 0, 0, 0], compat)
     return field
 
 
@@ -58,6 +64,49 @@ def test_the_field_is_that_of_the_dense_penalty_in_float64(compat, dtype, small_
     slow = [slow_coupled_convex(item, labels.double().numpy(), compat) for item in cost.double().numpy()]
     np.testing.assert_allclose(field.numpy(), np.stack(slow), atol=1e-6)
     assert field.abs().max() > 0.3
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_displacements_outside_a_mask_are_those_at_its_border(compat, small_chunks):
+    cost, labels = random_cost((3, 1, 3))
+    boxes = [[(1, 3), (0, 2), (3, 6)], [(2, 2), (4, 4), (0, 5)]]
+    mask = torch.zeros(2, 1, 6, 5, 7)
+    for item, ends in enumerate(boxes):
+        mask[(item, 0, *(slice(first, last + 1) for first, last in ends))] = 1
+
+    field = dense_search(cost, labels, compat=compat, mask=mask)
+
+    pairs = zip(cost.double().numpy(), boxes, strict=True)
+    slow = [slow_coupled_convex(item, labels.double().numpy(), compat, box) for item, box in pairs]
+    np.testing.assert_allclose(field.numpy(), np.stack(slow), atol=1e-6)
+    assert (field - dense_search(cost, labels, compat=compat)).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("sharpness", [None, 5.0])
+def test_costs_outside_a_mask_have_no_influence_on_the_field(sharpness):
+    cost, labels = random_cost((2, 1, 2))
+    mask = (torch.rand(2, 1, 6, 5, 7) > 0.5).float()
+    other = torch.where(mask > 0, cost, 8 * torch.rand_like(cost))
+
+    field = dense_search(cost, labels, sharpness=sharpness, mask=mask)
+
+    assert torch.equal(dense_search(other, labels, sharpness=sharpness, mask=mask), field)
+
+
+@pytest.mark.parametrize("sharpness", [None, 5.0])
+def test_a_mask_of_ones_changes_no_bit(sharpness):
+    cost, labels = random_cost((2, 1, 2))
+
+    masked = dense_search(cost, labels, sharpness=sharpness, mask=torch.ones(2, 1, 6, 5, 7))
+
+    assert torch.equal(masked, dense_search(cost, labels, sharpness=sharpness))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    cost, labels = random_cost((1, 0, 1))
+
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 1, 6, 5, 7\), .* got \(1, 1, 6, 5, 7\)"):
+        dense_search(cost, labels, mask=torch.ones(1, 1, 6, 5, 7))
 
 
 def test_the_labels_may_come_in_any_order():

@@ -20,13 +20,13 @@ COUPLINGS = (0.05, 0.4)
 SHARPNESS = 1.5
 
 
-def slow_softmin(cost, labels, compat=False, couplings=COUPLINGS, sharpness=SHARPNESS):
-    """All probabilities at once, differentiated by autograd."""
+def slow_softmin(cost, labels, compat=False, couplings=COUPLINGS, sharpness=SHARPNESS, box=(...,)):
+    """All probabilities at once, differentiated by autograd; beyond a box its border goes on."""
     field = torch.zeros(len(cost), 3, *cost.shape[2:], dtype=cost.dtype)
     for coupling in (0, *couplings):
         distance = (labels.view(1, -1, 3, 1, 1, 1) - field[:, None]).square().sum(2)
         p = (-sharpness * (cost + coupling * distance)).softmax(1)
-        field = box_filter(torch.einsum("blijk,lc->bcijk", p, labels), compat=compat)
+        field = box_filter(torch.einsum("blijk,lc->bcijk", p, labels)[box], compat=compat)
     return field
 
 
@@ -83,6 +83,35 @@ def test_gradients_of_learned_costs_are_those_of_finite_differences(small_chunks
 
     assert gradcheck(field_of, cost)
     torch.testing.assert_close(field_of(cost), slow_softmin(cost, labels, compat, couplings))
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_field_and_gradients_with_a_mask_are_those_of_plain_autograd(small_chunks, compat):
+    labels = torch.randn(9, 3, dtype=torch.float64)
+    cost = torch.randn(1, 9, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    mask = torch.zeros(1, 1, 4, 3, 5)
+    mask[..., 1:3, :2, 2:3] = 1
+    i, j, k = torch.arange(4).clamp(1, 2), torch.arange(3).clamp(0, 1), torch.arange(5).clamp(2, 2)
+
+    field = coupled_convex(DenseCostVolume(cost, labels), COUPLINGS, SHARPNESS, compat, mask)
+
+    slow = slow_softmin(cost, labels, compat, box=(..., i[:, None, None], j[:, None], k))
+    gradient = torch.randn_like(field)
+    torch.testing.assert_close(field, slow)
+    torch.testing.assert_close(grad(field, cost, gradient), grad(slow, cost, gradient))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients_of_features_with_masks_are_those_of_finite_differences(small_chunks, symmetric):
+    masks = (torch.rand(2, 1, 1, 4, 3, 5) > 0.5).double()
+
+    def field_of(fixed, moving):
+        volume = SSDCostVolume(
+            fixed, moving, HALF_WIDTH, symmetric=symmetric, fixed_mask=masks[0], moving_mask=masks[1]
+        )
+        return coupled_convex(volume, COUPLINGS, SHARPNESS, mask=volume.mask)
+
+    assert gradcheck(field_of, tuple(features()), fast_mode=True)
 
 
 def test_gradients_in_float32_are_close_to_those_in_float64():

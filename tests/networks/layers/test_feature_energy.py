@@ -24,14 +24,20 @@ def random_field(amplitude, size=SIZE):
     return amplitude * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def derived(fixed, moving, field, regularization, data_weight, compat):
+def random_weights(size=SIZE):
+    """Between 0 and 2, half of them 0."""
+    weights = 4 * torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(3)) - 2
+    return weights.clamp(min=0)
+
+
+def derived(fixed, moving, field, regularization, data_weight, compat, cell_weight=1.0):
     """Energy as its definition says, its gradient by autograd."""
     field = field.clone().requires_grad_()
     stretch = reference_stretch(field) if compat else 1.0
     warped = sample(
         moving, identity_grid(fixed.shape[2:], fixed) + field * stretch, padding="zeros" if compat else "border"
     )
-    energy = data_weight * (warped - fixed).square().sum(1).mean((1, 2, 3))
+    energy = data_weight * (cell_weight * (warped - fixed).square()).sum(1).mean((1, 2, 3))
     for dim in (2, 3, 4):
         if fixed.shape[dim] > 1:
             energy = energy + regularization * field.diff(dim=dim).square().mean((1, 2, 3, 4))
@@ -68,6 +74,49 @@ def test_the_compiled_gradient_is_the_plain_one(plain, compiled, size, channels,
 
     torch.testing.assert_close(energy, expected_energy)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("run", ["plain", "compiled"])
+def test_the_gradient_with_weighted_cells_is_what_autograd_finds(pair, run, request, compat):
+    field, weights = random_field(1.0), random_weights()
+
+    def both():
+        gradient, energy = FeatureEnergy(*pair, 1.25, 2.0, compat, weights).gradient(field)
+        return gradient.clone(), energy
+
+    gradient, energy = request.getfixturevalue(run)(both)
+
+    expected_energy, expected = derived(*pair, field, 1.25, 2.0, compat, weights)
+    torch.testing.assert_close(energy, expected_energy)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["plain", "compiled"])
+def test_cells_without_weight_are_not_pulled(pair, run, request):
+    weights = random_weights()
+
+    gradient, _ = request.getfixturevalue(run)(
+        lambda: FeatureEnergy(*pair, 0.0, cell_weight=weights).gradient(random_field(1.0))
+    )
+
+    assert gradient[(weights == 0).expand(-1, 3, -1, -1, -1)].abs().max() == 0
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("run", ["plain", "compiled"])
+def test_weights_of_one_change_no_bit(pair, run, request):
+    def gradient(weights):
+        def both():
+            return [
+                part.clone() for part in FeatureEnergy(*pair, 1.25, cell_weight=weights).gradient(random_field(1.0))
+            ]
+
+        return request.getfixturevalue(run)(both)
+
+    ones = gradient(torch.ones(2, 1, *SIZE))
+
+    assert all(torch.equal(one, none) for one, none in zip(ones, gradient(None), strict=True))
 
 
 @pytest.mark.parametrize("run", ["plain", "compiled"])

@@ -262,6 +262,123 @@ def test_gradients_of_half_features_are_half():
     assert [gradient.dtype for gradient in gradients] == [torch.float16] * 2
 
 
+def slow_box(volume, compat):
+    """Mean of the 27 cells around each; beyond the grid there are none, or zeros."""
+    smooth = np.empty(volume.shape)
+    for position in itertools.product(*map(range, volume.shape)):
+        window = volume[tuple(slice(max(0, p - 1), p + 2) for p in position)]
+        smooth[position] = window.sum() / 27 if compat else window.mean()
+    return smooth
+
+
+def slow_masked_cost(fixed, moving, mask, half_width, compat):
+    """Mean of the costs inside the mask, cell by cell; two boxes of width 3."""
+    costs = slow_cost(fixed, moving, half_width) * mask
+    share, whole = (slow_box(slow_box(part, compat), compat) for part in (mask, np.ones(mask.shape)))
+    weighted = np.stack([slow_box(slow_box(cost, compat), compat) for cost in costs])
+    return np.divide(weighted * whole, share, out=np.zeros(costs.shape), where=share > 0)
+
+
+def random_masks(size=(4, 5, 7)):
+    """Of fixed and moving features, two items; the second one's have one cell inside."""
+    masks = (torch.rand(2, 2, 1, *size) > 0.4).float()
+    masks[:, 1] = 0
+    masks[0, 1, 0, 3, 1, 6] = masks[1, 1, 0, 0, 4, 2] = 1
+    return masks
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_with_masks_the_costs_are_means_over_the_inside(chunks, compat):
+    fixed, moving = torch.randn(2, 2, 3, 4, 5, 7)
+    masks = random_masks()
+    half_width = (1, 2, 0)
+
+    volume = SSDCostVolume(
+        fixed, moving, half_width, compat=compat, symmetric=True, fixed_mask=masks[0], moving_mask=masks[1]
+    )
+
+    forward, negated = all_chunks(volume).chunk(2)
+    for item in range(2):
+        expected = slow_masked_cost(
+            fixed[item].numpy(), moving[item].numpy(), masks[0, item, 0].numpy(), half_width, compat
+        )
+        np.testing.assert_allclose(forward[item], expected, rtol=1e-4, atol=1e-5)
+        expected = slow_masked_cost(
+            moving[item].numpy(), fixed[item].numpy(), masks[1, item, 0].numpy(), half_width, compat
+        )
+        np.testing.assert_allclose(negated[item].flip(0), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(volume.mask, masks.flatten(0, 1))
+
+
+@pytest.mark.parametrize("given", ["fixed_mask", "moving_mask"])
+def test_a_missing_mask_counts_as_ones(given):
+    fixed, moving = torch.randn(2, 2, 3, 4, 5, 7)
+    masks = dict(zip(("fixed_mask", "moving_mask"), random_masks(), strict=True))
+    other = ({"fixed_mask", "moving_mask"} - {given}).pop()
+
+    alone = SSDCostVolume(fixed, moving, (1, 0, 1), symmetric=True, **{given: masks[given]})
+    with_ones = SSDCostVolume(
+        fixed, moving, (1, 0, 1), symmetric=True, **{given: masks[given], other: torch.ones_like(masks[other])}
+    )
+
+    assert torch.equal(all_chunks(alone), all_chunks(with_ones))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("compat", [False, True])
+def test_masks_of_ones_change_no_bit(symmetric, compat):
+    fixed, moving = torch.randn(2, 2, 3, 4, 5, 7)
+    ones = torch.ones(2, 1, 4, 5, 7)
+
+    masked = SSDCostVolume(fixed, moving, (1, 2, 1), (3, 5), compat, symmetric, fixed_mask=ones, moving_mask=ones)
+
+    assert torch.equal(
+        all_chunks(masked), all_chunks(SSDCostVolume(fixed, moving, (1, 2, 1), (3, 5), compat, symmetric))
+    )
+
+
+def test_in_one_direction_the_moving_mask_is_not_needed():
+    fixed, moving = torch.randn(2, 2, 3, 4, 5, 7)
+    masks = random_masks()
+
+    volume = SSDCostVolume(fixed, moving, (1, 0, 1), moving_mask=masks[1])
+
+    assert volume.mask is None
+    assert torch.equal(all_chunks(volume), all_chunks(SSDCostVolume(fixed, moving, (1, 0, 1))))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("compat", [False, True])
+def test_pulled_back_gradients_of_masked_costs_are_those_of_autograd(chunks, symmetric, compat):
+    fixed, moving = torch.randn(2, 2, 3, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    masks = random_masks().double()
+
+    def masked(first, second, mask):
+        share, whole = (box_filter(part, (3, 3), compat) for part in (mask, torch.ones_like(mask)))
+        raw = ssd_cost_volume(first, second, (1, 2, 1), ())
+        return torch.where(share > 0, box_filter(mask * raw, (3, 3), compat) * whole / share.clamp(min=1e-9), 0)
+
+    dense = masked(fixed, moving, masks[0])
+    if symmetric:
+        dense = torch.cat([dense, masked(moving, fixed, masks[1]).flip(1)])
+    gradient = torch.randn_like(dense)
+
+    volume = SSDCostVolume(
+        fixed, moving, (1, 2, 1), compat=compat, symmetric=symmetric, fixed_mask=masks[0], moving_mask=masks[1]
+    )
+    pulled_back = volume.pull_back(lambda start, cost: gradient[:, start : start + cost.shape[1]].clone())
+
+    torch.testing.assert_close(pulled_back, torch.autograd.grad(dense, (fixed, moving), gradient))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5, 6), (1, 1, 4, 5, 7), (2, 3, 4, 5, 7)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    features = torch.zeros(2, 3, 4, 5, 7)
+
+    with pytest.raises(ValueError, match=r"a mask for features \(2, 3, 4, 5, 7\) has shape \(2, 1, 4, 5, 7\), got"):
+        SSDCostVolume(features, features, (1, 1, 1), fixed_mask=torch.ones(shape))
+
+
 def test_features_of_different_grids_are_refused():
     with pytest.raises(ValueError, match=r"one grid, got fixed \(1, 2, 3, 4, 5\) and moving \(1, 2, 5, 4, 3\)"):
         SSDCostVolume(torch.zeros(1, 2, 3, 4, 5), torch.zeros(1, 2, 5, 4, 3), (1, 1, 1))

@@ -29,3 +29,15 @@ def test_the_whole_registration_runs_on_cuda_and_stays_there():
 
     assert ddf.device.type == "cuda"
     assert ddf.isfinite().all()
+
+
+def test_masks_and_both_fields_work_on_cuda():
+    net = RegistrationNet(MindSSC(), CoupledConvexEstimator(3, 2), AdamRefiner(iterations=5), symmetric=True).cuda()
+    masks = torch.ones(2, 1, 1, 24, 26, 28)
+    masks[0, ..., :8] = masks[1, :, :, 19:] = 0
+
+    fields = net(torch.rand(1, 2, 24, 26, 28, device="cuda"), *masks.cuda())
+
+    assert fields.device.type == "cuda"
+    assert fields.shape == (1, 6, 24, 26, 28)
+    assert fields.isfinite().all()
