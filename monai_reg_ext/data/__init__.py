@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from .bundle_dir import bundle_dir, bundle_names
 from .learn2reg import Learn2RegTask
 from .learn2reg_dataset import Learn2RegDataset
 from .pair_dataset import PairDataset
@@ -19,6 +20,8 @@ __all__ = [
     "Learn2RegTask",
     "PairDataset",
     "RandomPairDataset",
+    "bundle_dir",
+    "bundle_names",
     "file_stem",
     "join_subjects",
     "pair_list",

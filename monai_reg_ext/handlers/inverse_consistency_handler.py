@@ -17,7 +17,10 @@ class InverseConsistencyHandler(PairMetricHandler):
     """Mean distance in mm by which a point misses itself on the way there and back (``inverse_consistency_mm``).
 
     Needs ``pred`` and ``pred_inverse``, the field of the opposite direction, both MetaTensors ``(3, I, J, K)`` in
-    voxels of their own grid with its affine; a method that gives one direction only has no value.
+    voxels of their own grid with its affine; a method that gives one direction only has no value. Every voxel of the
+    fixed image goes to the moving one and back; between voxels the second field is interpolated linearly.
+    ``inverse_residual_voxel`` is handed on where :py:class:`monai_reg_ext.transforms.InverseFieldd` left it: what the
+    numerical inversion alone misses, at the moving image's voxels.
     """
 
     value_name = "inverse_consistency_mm"
@@ -29,4 +32,7 @@ class InverseConsistencyHandler(PairMetricHandler):
     def measure(self, pair: Mapping[str, Any]) -> dict[str, float]:
         there, back = (pair[key] for key in self.required)
         error = self.metric_fn.compute_pair(there.as_tensor(), back.as_tensor(), there.affine, back.affine)
-        return {"inverse_consistency_mm": error.item()}
+        values = {"inverse_consistency_mm": error.item()}
+        if "inverse_residual_voxel" in pair:
+            values["inverse_residual_voxel"] = pair["inverse_residual_voxel"]
+        return values

@@ -23,7 +23,10 @@ __all__ = ["RunRecorder"]
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("dice", "dice_before", "hd95", "sdlogj", "folding_percent", "tre_mm", "tre_mm_before")
+METRICS = (
+    *("dice", "dice_before", "hd95", "sdlogj", "folding_percent", "tre_mm", "tre_mm_before"),
+    "inverse_consistency_mm",
+)
 COLUMNS = ("pair", *METRICS, "seconds", "error")
 QUANTILES = {"dice30": "dice", "hd9530": "hd95", "sdlogj30": "sdlogj", "tre30_mm": "tre_mm"}
 
@@ -47,11 +50,11 @@ class RunRecorder:
         self._started = self._seconds = math.nan
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._start_run)
+        engine.add_event_handler(Events.STARTED, self.start_run)
         engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_rows)
-        engine.add_event_handler(Events.COMPLETED, self._finish_run)
+        engine.add_event_handler(Events.COMPLETED, self.finish_run)
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -84,9 +87,10 @@ class RunRecorder:
         value = aggregate_cases([row.get(name, math.nan) for row in self.rows], side)[statistic]
         return value if math.isfinite(value) else None
 
-    def _start_run(self, engine: Engine) -> None:
+    def start_run(self, engine: Engine) -> None:
+        """Begin a table without rows."""
         self.rows.clear()
-        self._write_table()
+        self.write_table()
         (self.output_dir / "summary.json").unlink(missing_ok=True)  # an earlier run's does not belong to this table
 
     def _start_clock(self, engine: Engine) -> None:
@@ -103,9 +107,10 @@ class RunRecorder:
             row = {"pair": item["pair"], **output.get("metrics", {}), "error": output.get("error", "")}
             self.rows.append({**row, "seconds": self._seconds / len(pairs)})
             logger.info("%s: %s", row["pair"], _in_words(self.rows[-1]))
-        self._write_table()
+        self.write_table()
 
-    def _write_table(self) -> None:
+    def write_table(self) -> None:
+        """Write ``metrics.csv`` from the rows there are, whole."""
         columns = dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)])
         with whole_file(self.output_dir / "metrics.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
@@ -115,10 +120,16 @@ class RunRecorder:
                 for row in self.rows
             )
 
-    def _finish_run(self, engine: Engine) -> None:
+    def write_summary(self) -> dict[str, Any]:
+        """Write ``summary.json`` from the rows there are, whole, and return its content."""
         summary = self.summary()
         with whole_file(self.output_dir / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=4) + "\n")
+        return summary
+
+    def finish_run(self, engine: Engine) -> None:
+        """Write the summary and tell the means."""
+        summary = self.write_summary()
         means = {key: value for key, value in summary.items() if key in METRICS and value is not None}
         logger.info(
             "%d pairs, %d failed, %.2f s each: %s; results in %s",

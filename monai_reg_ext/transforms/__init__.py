@@ -29,14 +29,20 @@ from .conventions import (
 )
 from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd, DDFToFixedGridDict
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
-from .initial_alignment import centre_alignment, initial_alignment, linear_alignment, overlap_fraction
+from .initial_alignment import centre_alignment, initial_alignment, mass_alignment, overlap_fraction
+from .inverse_field import InverseFieldD, InverseFieldd, InverseFieldDict
 from .learn2reg_field import find_learn2reg_field, learn2reg_field_names
+from .linear_alignment import linear_alignment
 from .load_pair import LoadPairD, LoadPaird, LoadPairDict
 from .mind_ssc import MindSSCD, MindSSCd, MindSSCDict, MindSSCTransform
 from .normalize_robust import NormalizeRobust, NormalizeRobustD, NormalizeRobustd, NormalizeRobustDict
+from .padding_mask import PaddingMask, PaddingMaskD, PaddingMaskd, PaddingMaskDict, find_padding
+from .register_pair import RegisterPairD, RegisterPaird, RegisterPairDict
+from .registration_recipe import RegistrationRecipe
 from .resample_to_fixed import ResampleToFixed, ResampleToFixedD, ResampleToFixedd, ResampleToFixedDict
 from .save_registration import SaveRegistrationD, SaveRegistrationd, SaveRegistrationDict
-from .spatial_displacement import SpatialDisplacement
+from .spatial_displacement import FoldedFieldError, SpatialDisplacement
+from .split_directions import SplitDirectionsD, SplitDirectionsd, SplitDirectionsDict
 from .transform_files import read_linear_transform, read_transform, write_transform
 from .warp_by_ddf import WarpByDDF, WarpByDDFD, WarpByDDFd, WarpByDDFDict
 from .warp_points import WarpPoints, WarpPointsD, WarpPointsd, WarpPointsDict
@@ -53,6 +59,10 @@ __all__ = [
     "FillOutsideMaskD",
     "FillOutsideMaskDict",
     "FillOutsideMaskd",
+    "FoldedFieldError",
+    "InverseFieldD",
+    "InverseFieldDict",
+    "InverseFieldd",
     "LoadPairD",
     "LoadPairDict",
     "LoadPaird",
@@ -64,6 +74,14 @@ __all__ = [
     "NormalizeRobustD",
     "NormalizeRobustDict",
     "NormalizeRobustd",
+    "PaddingMask",
+    "PaddingMaskD",
+    "PaddingMaskDict",
+    "PaddingMaskd",
+    "RegisterPairD",
+    "RegisterPairDict",
+    "RegisterPaird",
+    "RegistrationRecipe",
     "ResampleToFixed",
     "ResampleToFixedD",
     "ResampleToFixedDict",
@@ -72,6 +90,9 @@ __all__ = [
     "SaveRegistrationDict",
     "SaveRegistrationd",
     "SpatialDisplacement",
+    "SplitDirectionsD",
+    "SplitDirectionsDict",
+    "SplitDirectionsd",
     "WarpByDDF",
     "WarpByDDFD",
     "WarpByDDFDict",
@@ -86,6 +107,7 @@ __all__ = [
     "ddf_to_learn2reg",
     "ddf_to_mm",
     "find_learn2reg_field",
+    "find_padding",
     "grid_voxels",
     "initial_alignment",
     "itk_field_to_ddf",
@@ -95,6 +117,7 @@ __all__ = [
     "linear_alignment",
     "lps_to_ras_affine",
     "lps_to_ras_points",
+    "mass_alignment",
     "mm_to_ddf",
     "mm_to_voxel",
     "moving_voxels",

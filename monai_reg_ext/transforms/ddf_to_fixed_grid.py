@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import ImageMetaKey
 
 from monai_reg_ext.transforms.conventions import resample_ddf, total_ddf
+from monai_reg_ext.transforms.spatial_displacement import SpatialDisplacement
 
 __all__ = ["DDFToFixedGrid", "DDFToFixedGridD", "DDFToFixedGridDict", "DDFToFixedGridd"]
 
@@ -20,21 +21,24 @@ __all__ = ["DDFToFixedGrid", "DDFToFixedGridD", "DDFToFixedGridDict", "DDFToFixe
 class DDFToFixedGrid(Transform):
     """The total displacement on the fixed grid, from a network's result on its working grid.
 
-    Vectors are resampled through physical space, the initial alignment is composed in, and the fixed image's affine and
-    file name are stamped on: networks hand on the meta of the first image they were given, the moving one.
+    Vectors are resampled through physical space, the initial alignment is composed in, ``total(p) = initial(ddf(p))``,
+    and the fixed image's affine and file name are stamped on: networks hand on the meta of the first image they were
+    given, the moving one.
 
     Raises:
         ValueError: when the displacement is not finite or not on the working grid.
     """
 
-    def __call__(self, ddf: torch.Tensor, working: MetaTensor, fixed: MetaTensor, initial: torch.Tensor) -> MetaTensor:
+    def __call__(
+        self, ddf: torch.Tensor, working: MetaTensor, fixed: MetaTensor, initial: torch.Tensor | SpatialDisplacement
+    ) -> MetaTensor:
         """Convert.
 
         Args:
             ddf: ``(3, i, j, k)`` in voxels of the working grid, relative to ``initial``.
             working: image on the working grid.
             fixed: image on the fixed grid ``(1, I, J, K)``.
-            initial: ``(4, 4)`` from fixed to moving space, mm RAS.
+            initial: from fixed to moving space: ``(4, 4)``, mm RAS, or a field, also as MetaTensor ``(3, I, J, K)``.
 
         Returns:
             ``(3, I, J, K)`` float32 in voxels of the fixed grid.
@@ -43,9 +47,16 @@ class DDFToFixedGrid(Transform):
             raise ValueError(f"a ddf on the working grid is {(3, *working.shape[1:])}, got {tuple(ddf.shape)}.")
         if not torch.isfinite(ddf).all():
             raise ValueError("the displacement has NaN or infinite voxels: the registration itself failed.")
-        on_fixed = resample_ddf(ddf.to(torch.float32), working.affine, fixed.affine, fixed.shape[1:])
+        if isinstance(initial, MetaTensor) and initial.ndim == 4:
+            initial = SpatialDisplacement.from_metatensor(initial)
+        ddf, size = ddf.to(torch.float32), fixed.shape[1:]
+        if isinstance(initial, SpatialDisplacement):
+            chain = [SpatialDisplacement(ddf, working.affine), initial]
+            total = SpatialDisplacement.from_chain(chain, fixed.affine, size).ddf
+        else:
+            total = total_ddf(resample_ddf(ddf, working.affine, fixed.affine, size), fixed.affine, initial)
         meta = {ImageMetaKey.FILENAME_OR_OBJ: fixed.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")}
-        return MetaTensor(total_ddf(on_fixed, fixed.affine, initial), affine=fixed.affine, meta=meta)
+        return MetaTensor(total, affine=fixed.affine, meta=meta)
 
 
 class DDFToFixedGridd(MapTransform):
@@ -54,7 +65,7 @@ class DDFToFixedGridd(MapTransform):
     Args:
         keys: displacements on the working grid.
         fixed_key: image on the fixed grid; ``<fixed_key>_working`` is the one on the working grid.
-        initial_key: ``(4, 4)`` from fixed to moving space, as :py:class:`ResampleToFixedd` writes it.
+        initial_key: transform from fixed to moving space, as :py:class:`ResampleToFixedd` writes it.
         allow_missing_keys: whether displacements may be absent.
     """
 

@@ -5,71 +5,65 @@
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from monai_reg_ext.networks.blocks.linear_registration import LinearRegistration
-from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
-from monai_reg_ext.networks.layers.warp import sample
-from monai_reg_ext.transforms.conventions import grid_voxels, mm_to_voxel, voxel_spacing, voxel_to_mm, voxel_to_voxel
-from monai_reg_ext.transforms.fill_outside_mask import FillOutsideMask
+from monai_reg_ext.transforms.conventions import voxel_to_mm
+from monai_reg_ext.transforms.linear_alignment import linear_alignment
 from monai_reg_ext.transforms.normalize_robust import NormalizeRobust
+from monai_reg_ext.transforms.padding_mask import PaddingMask
+from monai_reg_ext.transforms.scan_extent import centre_mm, inside_volume, lattice_mm, scan_extent_mm
+from monai_reg_ext.transforms.spatial_displacement import SpatialDisplacement
+from monai_reg_ext.transforms.transform_files import read_matrix_or_field
 
-__all__ = ["centre_alignment", "initial_alignment", "linear_alignment", "overlap_fraction"]
+__all__ = ["Initial", "centre_alignment", "initial_alignment", "mass_alignment", "overlap_fraction"]
 
 LOGGER = logging.getLogger(__name__)
 LINEAR = ("rigid", "affine")
-MODES = ("auto", "headers", "centres", *LINEAR)
-LINEAR_VOXELS = 300_000
-LEAST_CUBES = 12.5
-PADDING_GAP = 0.2
+MODES = ("auto", "headers", "centres", "mass", *LINEAR)
+
+Initial = str | Path | torch.Tensor | np.ndarray | Sequence | SpatialDisplacement
 
 
 def initial_alignment(
     fixed: MetaTensor,
     moving: MetaTensor,
-    initial: str | torch.Tensor | np.ndarray | list = "auto",
+    initial: Initial = "auto",
     min_overlap: float = 0.25,
     pair: str = "",
     fixed_mask: MetaTensor | None = None,
     moving_mask: MetaTensor | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | SpatialDisplacement:
     """World to world transform with which a registration starts.
 
     Args:
-        fixed: ``(1, I, J, K)``; only its grid counts, but for ``"rigid"`` and ``"affine"``.
+        fixed: ``(1, I, J, K)``; only its grid counts, but for ``"mass"``, ``"rigid"`` and ``"affine"``.
         moving: ``(1, I, J, K)``, likewise.
         initial: ``"headers"`` (identity), ``"centres"`` (geometric centres of the volumes brought together), ``"auto"``
-            (headers, but centres when they overlap less than ``min_overlap``; the log says so), ``"rigid"`` or
-            ``"affine"`` (found by :py:func:`linear_alignment`), or a ``(4, 4)`` matrix from fixed to moving space, mm
-            RAS.
+            (headers, but centres when they overlap less than ``min_overlap``; the log says so), ``"mass"`` (see
+            :py:func:`mass_alignment`), ``"rigid"`` or ``"affine"`` (found by :py:func:`linear_alignment`); or what is
+            given from elsewhere: a ``(4, 4)`` matrix from fixed to moving space, mm RAS, a
+            :py:class:`SpatialDisplacement`, or transform files, one or several, as :py:func:`read_transform` takes
+            them.
         min_overlap: fraction of the smaller volume.
         pair: name for the log and for errors.
-        fixed_mask: where the fixed image counts, for ``"rigid"`` and ``"affine"``.
+        fixed_mask: where the fixed image counts, for ``"mass"``, ``"rigid"`` and ``"affine"``.
         moving_mask: likewise.
 
     Returns:
-        ``(4, 4)`` float64: a point p of fixed space is looked for at ``initial @ p`` in moving space.
+        ``(4, 4)`` float64: a point p of fixed space is looked for at ``initial @ p`` in moving space; or a field, where
+        one was given.
 
     Raises:
-        ValueError: for anything else as ``initial``, or when the volumes do not overlap after it; as
-            :py:func:`linear_alignment`.
+        ValueError: for anything else as ``initial``, a field that lies elsewhere than the fixed image, or when the
+            volumes do not overlap after it; as :py:func:`linear_alignment` and :py:func:`read_transform`.
+        FileNotFoundError: when a transform file does not exist.
     """
-    if isinstance(initial, str):
-        if initial not in MODES:
-            raise ValueError(f"initial must be one of {MODES} or a 4x4 matrix, got {initial!r}.")
-        if initial == "centres":
-            return centre_alignment(fixed, moving)
-        if initial in LINEAR:
-            start = linear_alignment(fixed, moving, initial, fixed_mask, moving_mask, pair)
-        else:
-            start = torch.eye(4, dtype=torch.float64)
-    else:
-        start = _checked_matrix(initial)
-
+    start = _start(fixed, moving, initial, pair, fixed_mask, moving_mask)
     overlap = overlap_fraction(fixed, moving, start)
     if isinstance(initial, str) and initial == "auto" and overlap < min_overlap:
         start = centre_alignment(fixed, moving)
@@ -82,168 +76,126 @@ def initial_alignment(
             [round(shift, 1) for shift in start[:3, 3].tolist()],
         )
     elif overlap == 0:
+        given = initial if isinstance(initial, (str, Path)) else "given transform"
         raise ValueError(
-            f"{pair or 'pair'}: fixed and moving do not overlap in space after the initial alignment "
-            f"({initial if isinstance(initial, str) else 'given matrix'}). Start with initial='centres', or give a 4x4 "
-            "matrix from fixed to moving space in mm RAS."
+            f"{pair or 'pair'}: fixed and moving do not overlap in space after the initial alignment ({given}). Start "
+            "with initial='centres', or give a transform from fixed to moving space: a 4x4 matrix in mm RAS or a file."
         )
     return start
 
 
 def centre_alignment(fixed: MetaTensor, moving: MetaTensor) -> torch.Tensor:
     """Shift ``(4, 4)``, float64, that takes the centre of the fixed volume to the centre of the moving volume."""
-    shift = torch.eye(4, dtype=torch.float64)
-    shift[:3, 3] = _centre_mm(moving) - _centre_mm(fixed)
-    return shift
+    return _shift(centre_mm(moving) - centre_mm(fixed))
 
 
-@torch.no_grad()
-def linear_alignment(
+def mass_alignment(
     fixed: MetaTensor,
     moving: MetaTensor,
-    kind: str = "affine",
     fixed_mask: MetaTensor | None = None,
     moving_mask: MetaTensor | None = None,
-    pair: str = "",
 ) -> torch.Tensor:
-    """Rigid or affine transform by what the images show, wherever their headers place them.
+    """Shift ``(4, 4)``, float64, that takes the fixed image's centre of mass to the moving image's.
 
-    Both are brought to cubes of one size, along their own axes, and given to :py:class:`LinearRegistration`. Places
-    outside a mask, and padding far below everything else such as -2048 around a CT, take the nearest value inside and
-    do not count.
+    A voxel weighs by how much brighter it is than the mean, inside the mask and beside padding, so that air and
+    background weigh nothing. It serves bodies of one kind that lie off-centre in their scans, shown whole in both.
 
     Args:
         fixed: ``(1, I, J, K)``.
-        moving: ``(1, I, J, K)``, of any grid, oblique or flipped. The headers agree on the body's orientation to within
-            some 25 degrees; where it lies is not asked.
-        kind: ``"rigid"`` or ``"affine"``.
+        moving: ``(1, I, J, K)``, of any grid.
         fixed_mask: as ``fixed``, not 0 where it counts.
         moving_mask: likewise.
-        pair: name for the log and for errors.
-
-    Returns:
-        ``(4, 4)`` float64: a point p of fixed space is looked for at ``matrix @ p`` in moving space, mm RAS. The same
-        images give the same matrix.
 
     Raises:
-        ValueError: for a constant image, a mask that is empty or of another size, or a scan too thin for the cubes.
+        ValueError: for a constant image, or a mask that is empty or of another size.
     """
-    size_mm = _cube_mm(fixed, moving)
-    affines, images, masks = [], [], []
-    for scan, given in ((fixed, fixed_mask), (moving, moving_mask)):
-        image, mask, affine = _cubes(NormalizeRobust()(scan), _counting(scan, given), size_mm)
-        affines.append(affine)
-        images.append(FillOutsideMask()(MetaTensor(image, affine=affine), mask).as_tensor()[None])
-        masks.append(mask[None])
-    try:
-        directions = torch.linalg.solve(affines[1][:3, :3], affines[0][:3, :3])
-        matrix = LinearRegistration(kind)(*images, *masks, directions[None])[0]
-    except ValueError as error:
-        message = f"{pair or 'pair'}: no {kind} alignment on cubes of {size_mm:.3g} mm. {error} Try initial='centres'."
-        raise ValueError(message) from None
-    start = affines[1] @ matrix @ torch.linalg.inv(affines[0])
-    shift = voxel_to_mm(_centre_mm(fixed)[None], start)[0] - _centre_mm(fixed)
-    LOGGER.info(
-        "%s: the %s alignment turns by %.1f degrees and shifts the centre of the fixed scan by %s mm",
-        pair or "pair",
-        kind,
-        _degrees(start),
-        [round(part, 1) for part in shift.tolist()],
-    )
-    return start
+    return _shift(_mass_centre_mm(moving, moving_mask) - _mass_centre_mm(fixed, fixed_mask))
 
 
-def overlap_fraction(fixed: MetaTensor, moving: MetaTensor, initial: torch.Tensor) -> float:
-    """Part of the smaller volume that lies inside the other, 0 to 1, measured at 32 x 32 x 32 points of it."""
-    if _volume_mm3(fixed) <= _volume_mm3(moving):
-        return _inside(voxel_to_mm(_lattice(fixed), initial @ fixed.affine.to(torch.float64)), moving)
-    to_fixed = torch.linalg.inv(initial)
-    return _inside(voxel_to_mm(_lattice(moving), to_fixed @ moving.affine.to(torch.float64)), fixed)
+def overlap_fraction(fixed: MetaTensor, moving: MetaTensor, initial: torch.Tensor | SpatialDisplacement) -> float:
+    """Part of the smaller volume that lies inside the other, 0 to 1, measured at 32 x 32 x 32 points of it.
 
+    With a field it is the part of the fixed volume, as far as the field's grid covers it, that lands inside the moving.
 
-def _degrees(matrix: torch.Tensor) -> float:
-    turned = torch.linalg.svd(matrix[:3, :3])
-    return math.degrees(math.acos(min(1.0, max(-1.0, ((turned.U @ turned.Vh).trace().item() - 1) / 2))))
-
-
-def _cube_mm(fixed: MetaTensor, moving: MetaTensor) -> float:
-    """Size of the cubes: about 300 000 in the fixed image, smaller ones where a scan is thin."""
-    volume = max(_volume_mm3(fixed), _volume_mm3(moving) / 4)
-    size = (volume / LINEAR_VOXELS) ** (1 / 3)
-    thinnest = min((voxel_spacing(scan.affine) * _size(scan)).min().item() for scan in (fixed, moving))
-    return max(size / 2, min(size, thinnest / LEAST_CUBES))
-
-
-def _cubes(
-    image: MetaTensor, counting: torch.Tensor, size_mm: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image and mask ``(1, I, J, K)`` on cubes along the image's own axes, and their affine.
-
-    Means are over the voxels that count, so that nothing from beyond a mask's edge comes in.
+    Raises:
+        ValueError: when the field covers no part of the fixed image.
     """
-    affine = image.affine.to(torch.float64)
-    steps = [max(1, int(size_mm / spacing + 0.01)) for spacing in voxel_spacing(affine).tolist()]
-    sums = pool_to_grid(torch.stack([image.as_tensor() * counting, counting], 1), steps, compat=True)
-    affine = affine @ _coarser(torch.tensor(steps, dtype=torch.float64))
-    scale = size_mm / voxel_spacing(affine)
-    size = [max(1, int(extent / step + 0.01)) for extent, step in zip(sums.shape[2:], scale.tolist(), strict=True)]
-    cubes = affine @ _coarser(scale)
-    voxels = grid_voxels(size, voxel_to_voxel(cubes, affine), device=image.device)
-    total, share = sample(sums, voxels[None])[0].split(1)
-    inside = (share > 0.5).to(share)
-    return inside * total / share.clamp(min=0.5), inside, cubes
+    if isinstance(initial, SpatialDisplacement):
+        points = lattice_mm(fixed)
+        covered = inside_volume(points, initial.affine, initial.size)
+        if not covered.any():
+            raise ValueError(
+                "the initial displacement field lies elsewhere in space than the fixed image. Is it the field of "
+                "another image, or of the other direction?"
+            )
+        return _part_inside(initial.warp_points(points[covered]), moving)
+    if scan_extent_mm(fixed).prod() <= scan_extent_mm(moving).prod():
+        return _part_inside(voxel_to_mm(lattice_mm(fixed), initial), moving)
+    return _part_inside(voxel_to_mm(lattice_mm(moving), torch.linalg.inv(initial)), fixed)
 
 
-def _coarser(scale: torch.Tensor) -> torch.Tensor:
-    """From voxels ``scale`` times as large, with the same outer corner, to voxels."""
-    matrix = torch.diag(torch.cat([scale, scale.new_ones(1)]))
-    matrix[:3, 3] = (scale - 1) / 2
+def _start(
+    fixed: MetaTensor,
+    moving: MetaTensor,
+    initial: Initial,
+    pair: str,
+    fixed_mask: MetaTensor | None,
+    moving_mask: MetaTensor | None,
+) -> torch.Tensor | SpatialDisplacement:
+    if isinstance(initial, str) and initial in MODES:
+        if initial in LINEAR:
+            return linear_alignment(fixed, moving, initial, fixed_mask, moving_mask, pair)
+        if initial == "centres":
+            return centre_alignment(fixed, moving)
+        if initial == "mass":
+            return mass_alignment(fixed, moving, fixed_mask, moving_mask)
+        return torch.eye(4, dtype=torch.float64)
+    if isinstance(initial, SpatialDisplacement):
+        return initial
+    if _names_files(initial):
+        given = read_matrix_or_field(initial, fixed)
+        return given if isinstance(given, SpatialDisplacement) else _checked_matrix(given)
+    return _checked_matrix(initial)
+
+
+def _names_files(initial: Initial) -> bool:
+    if isinstance(initial, str):
+        if not Path(initial).suffix:
+            raise ValueError(f"initial must be one of {MODES}, a 4x4 matrix or a transform file, got {initial!r}.")
+        return True
+    if isinstance(initial, (list, tuple)):
+        return bool(initial) and all(isinstance(part, (str, Path)) for part in initial)
+    return isinstance(initial, Path)
+
+
+def _shift(vector_mm: torch.Tensor) -> torch.Tensor:
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = vector_mm
     return matrix
 
 
-def _counting(scan: MetaTensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Where a scan counts, ``(1, I, J, K)`` float32, 1 or 0: inside its mask and not in its padding.
-
-    Padding are the voxels at the minimum, where nothing else comes near it.
-    """
-    values = scan.as_tensor()
-    if mask is None:
-        counting = torch.ones_like(values, dtype=torch.float32)
-    elif mask.shape == scan.shape:
-        counting = torch.as_tensor(mask != 0).as_subclass(torch.Tensor).to(values.device, torch.float32)
-    else:
-        raise ValueError(f"a mask for a scan {tuple(scan.shape)} has its shape, got {tuple(mask.shape)}.")
-    above = values > values.min()
-    lowest, highest = (limit.item() for limit in torch.aminmax(values[above]))
-    padded = lowest < highest and lowest - values.min().item() > PADDING_GAP * (highest - lowest)
-    return counting * above if padded else counting
+def _mass_centre_mm(scan: MetaTensor, mask: torch.Tensor | None) -> torch.Tensor:
+    known = PaddingMask()(scan, mask)
+    values = NormalizeRobust()(scan, known).as_subclass(torch.Tensor)[0].double()
+    inside = torch.ones_like(values) if known is None else (known.as_subclass(torch.Tensor)[0] != 0).to(values)
+    mean = (values * inside).sum() / inside.sum()
+    weight = (values - mean).clamp(min=0) * inside
+    centre = []
+    for axis in range(3):
+        along = weight.sum([other for other in range(3) if other != axis])
+        centre.append((along * torch.arange(len(along)).to(along)).sum() / along.sum())
+    return voxel_to_mm(torch.stack(centre)[None].cpu(), scan.affine)[0]
 
 
-def _inside(points_mm: torch.Tensor, image: MetaTensor) -> float:
-    voxel = mm_to_voxel(points_mm, image.affine)
-    inside = (voxel >= -0.5) & (voxel <= _size(image) - 0.5)
-    return inside.all(dim=1).to(torch.float64).mean().item()
+def _part_inside(points_mm: torch.Tensor, image: MetaTensor) -> float:
+    return inside_volume(points_mm, image.affine, tuple(image.shape[1:])).to(torch.float64).mean().item()
 
 
-def _lattice(image: MetaTensor, points_per_axis: int = 32) -> torch.Tensor:
-    parts = (torch.arange(points_per_axis, dtype=torch.float64) + 0.5) / points_per_axis
-    return torch.cartesian_prod(parts, parts, parts) * _size(image) - 0.5
-
-
-def _centre_mm(image: MetaTensor) -> torch.Tensor:
-    return voxel_to_mm((_size(image)[None] - 1) / 2, image.affine)[0]
-
-
-def _volume_mm3(image: MetaTensor) -> float:
-    return (voxel_spacing(image.affine) * _size(image)).prod().item()
-
-
-def _size(image: MetaTensor) -> torch.Tensor:
-    return torch.tensor(image.shape[1:], dtype=torch.float64)
-
-
-def _checked_matrix(initial: torch.Tensor | np.ndarray | list) -> torch.Tensor:
-    matrix = torch.as_tensor(np.asarray(initial), dtype=torch.float64)
+def _checked_matrix(initial: torch.Tensor | np.ndarray | Sequence) -> torch.Tensor:
+    try:
+        matrix = torch.as_tensor(np.asarray(initial, dtype=np.float64))
+    except (TypeError, ValueError):
+        matrix = torch.empty(0)
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     if (
         matrix.shape != (4, 4)
@@ -252,7 +204,7 @@ def _checked_matrix(initial: torch.Tensor | np.ndarray | list) -> torch.Tensor:
         or torch.linalg.det(matrix[:3, :3]).abs() < 1e-6
     ):
         raise ValueError(
-            "initial must be an invertible 4x4 matrix with last row 0 0 0 1, from fixed to moving space in mm RAS, "
-            f"got {matrix.tolist()}."
+            "initial must be an invertible 4x4 matrix with last row 0 0 0 1, from fixed to moving space in mm RAS, or "
+            f"transform files; got {initial.tolist() if hasattr(initial, 'tolist') else initial}."
         )
     return matrix

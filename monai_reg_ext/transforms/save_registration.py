@@ -20,23 +20,27 @@ from monai_reg_ext.transforms.conventions import ddf_to_itk_field, ddf_to_learn2
 
 __all__ = ["SaveRegistrationD", "SaveRegistrationDict", "SaveRegistrationd"]
 
+FILES = ("warped", "warped_label", "ddf", "field", "inverse_field", "uncertainty")
+
 
 class SaveRegistrationd(Transform):
     """Write a pair's result under ``<output_dir>/<pair>/``; all of its files appear, or none.
 
-    =======================  ====================  ==============================================================
-    file                     from key              content
-    =======================  ====================  ==============================================================
-    ``warped.nii.gz``        ``warped``            moving image on the fixed grid, float32
-    ``warped_label.nii.gz``  ``warped_label``      moving labels on the fixed grid, smallest integer type
-    ``ddf.nii.gz``           ``pred``              ``(I, J, K, 3)`` float32, voxels: Learn2Reg's form
-    ``field.nii.gz``         ``pred``              ITK displacement field, float32, mm LPS, vector image: SimpleITK,
-                                                   ANTs and Slicer apply it to the original moving image
-    ``uncertainty.nii.gz``   ``uncertainty``       float32, on its own grid
-    =======================  ====================  ==============================================================
+    ========================  ====================  ==============================================================
+    file                      from key              content
+    ========================  ====================  ==============================================================
+    ``warped.nii.gz``         ``warped``            moving image on the fixed grid, float32
+    ``warped_label.nii.gz``   ``warped_label``      moving labels on the fixed grid, smallest integer type
+    ``ddf.nii.gz``            ``pred``              ``(I, J, K, 3)`` float32, voxels: Learn2Reg's form
+    ``field.nii.gz``          ``pred``              ITK displacement field, float32, mm LPS, vector image: SimpleITK,
+                                                    ANTs and Slicer apply it to the original moving image
+    ``inverse_field.nii.gz``  ``pred_inverse``      the same of the opposite direction, on its own grid: for the
+                                                    original fixed image
+    ``uncertainty.nii.gz``    ``uncertainty``       float32, on its own grid
+    ========================  ====================  ==============================================================
 
     ``pred`` is needed and is the total displacement on the fixed grid, with the fixed affine; other keys are written
-    where present. The item passes unchanged.
+    where present, and such files of an earlier result are removed where not. The item passes unchanged.
 
     Args:
         output_dir: made when it does not exist.
@@ -62,6 +66,8 @@ def _images(data: Mapping[Hashable, Any]) -> dict[str, nib.Nifti1Image]:
         "ddf.nii.gz": _nifti(ddf_to_learn2reg(pred).cpu().numpy(), pred),
         "field.nii.gz": _itk_field(pred),
     }
+    if "pred_inverse" in data:
+        images["inverse_field.nii.gz"] = _itk_field(_checked("pred_inverse", data["pred_inverse"]))
     for key in ("warped", "uncertainty"):
         if key in data:
             images[f"{key}.nii.gz"] = _nifti(_channel_last(_checked(key, data[key])).astype(np.float32), data[key])
@@ -72,9 +78,9 @@ def _images(data: Mapping[Hashable, Any]) -> dict[str, nib.Nifti1Image]:
     return images
 
 
-def _itk_field(pred: MetaTensor) -> nib.Nifti1Image:
-    field = ddf_to_itk_field(pred, pred.affine).cpu().numpy()
-    image = _nifti(field[:, :, :, None].astype(np.float32), pred)  # vectors stand on the fifth axis of NIfTI
+def _itk_field(ddf: MetaTensor) -> nib.Nifti1Image:
+    field = ddf_to_itk_field(ddf, ddf.affine).cpu().numpy()
+    image = _nifti(field[:, :, :, None].astype(np.float32), ddf)  # vectors stand on the fifth axis of NIfTI
     # "vector", not "displacement vector": readers turn the latter from RAS to LPS, and these are LPS already
     image.header.set_intent("vector")
     return image
@@ -116,8 +122,11 @@ def _write_together(folder: Path, images: Mapping[str, nib.Nifti1Image]) -> None
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished_") as unfinished:
             for name, image in images.items():
                 nib.save(image, Path(unfinished) / name)
-            for name in images:
-                os.replace(Path(unfinished) / name, folder / name)
+            for name in (f"{stem}.nii.gz" for stem in FILES):
+                if name in images:
+                    os.replace(Path(unfinished) / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"cannot write to {folder} ({error.strerror or error}). Give an output folder that can be written and has "

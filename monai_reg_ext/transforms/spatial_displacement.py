@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_reg_ext.networks.layers.jacobian import jacobian_determinant
+from monai_reg_ext.networks.layers.solve_backward import solve_backward
 from monai_reg_ext.networks.layers.warp import sample
 from monai_reg_ext.transforms.check_pair import check_affine, points_outside
 from monai_reg_ext.transforms.conventions import (
@@ -19,14 +20,17 @@ from monai_reg_ext.transforms.conventions import (
     voxel_to_mm,
     voxel_to_voxel,
 )
-from monai_reg_ext.transforms.solve_backward import solve_backward
 from monai_reg_ext.transforms.warp_by_ddf import WarpByDDF
 from monai_reg_ext.transforms.warp_label_smoothly import warp_label_smoothly
 from monai_reg_ext.transforms.warp_points import WarpPoints
 
-__all__ = ["SpatialDisplacement"]
+__all__ = ["FoldedFieldError", "SpatialDisplacement"]
 
 ARRIVED = 0.05  # voxels, as near as an origin must lead to its point
+
+
+class FoldedFieldError(ValueError):
+    """A field was to be inverted that has no inverse; the message says where it folds."""
 
 
 class SpatialDisplacement:
@@ -144,7 +148,8 @@ class SpatialDisplacement:
             voxels q that come from inside the fixed grid; NaN when none does.
 
         Raises:
-            ValueError: when the field folds, with the place of the worst fold.
+            FoldedFieldError: when the field folds, with the place of the worst fold.
+            ValueError: when only half a grid is given.
         """
         if (affine is None) != (size is None):
             raise ValueError("a grid is an affine and a size: give both or neither.")
@@ -212,6 +217,8 @@ class SpatialDisplacement:
         return world + torch.tensordot(self.affine[:3, :3].to(world), displacement, dims=1)
 
     def _refuse_folding(self) -> None:
+        if min(self.size) < 3:
+            return  # no voxel has neighbours on all sides
         determinant = self.jacobian_determinant()
         worst = int(determinant.argmin())
         lowest = determinant.flatten()[worst].item()
@@ -220,7 +227,7 @@ class SpatialDisplacement:
         folded = int((determinant <= 0).sum())
         voxel = torch.stack(torch.unravel_index(torch.tensor(worst), determinant.shape[1:])) + 1
         place = voxel_to_mm(voxel[None], self.affine)[0]
-        raise ValueError(
+        raise FoldedFieldError(
             f"the field folds in {folded} voxels and has no inverse there; worst is voxel {tuple(voxel.tolist())}, "
             f"{tuple(round(value, 1) for value in place.tolist())} mm RAS, with a Jacobian determinant of "
             f"{lowest:.3g}. Register with more smoothness, or allow folding for an approximate inverse."

@@ -26,7 +26,7 @@ from monai_reg_ext.transforms.itk_transform import (
 from monai_reg_ext.transforms.learn2reg_field import read_voxel_field, write_voxel_field
 from monai_reg_ext.transforms.spatial_displacement import SpatialDisplacement
 
-__all__ = ["read_linear_transform", "read_transform", "write_transform"]
+__all__ = ["read_linear_transform", "read_matrix_or_field", "read_transform", "write_transform"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
@@ -92,6 +92,22 @@ def read_linear_transform(path: Paths, invert: bool | Sequence[bool] = False) ->
     transform = itk_composite([_read_itk(one, flag) for one, flag in zip(paths, flags, strict=True)])
     with _naming(paths):
         return itk_to_matrix(transform)
+
+
+def read_matrix_or_field(path: Paths, fixed: MetaTensor) -> torch.Tensor | SpatialDisplacement:
+    """Transform of files: a matrix ``(4, 4)`` float64, mm RAS, where it is linear, else a field on the fixed grid.
+
+    Raises:
+        FileNotFoundError, ValueError: as :py:func:`read_transform`.
+    """
+    paths = [Path(one).expanduser() for one in ensure_tuple(path)]
+    if len(paths) == 1 and _counts_voxels(paths[0]):
+        return read_transform(paths, fixed)
+    transform = itk_composite([_read_itk(one, False) for one in paths])
+    with _naming(paths):
+        return (
+            itk_to_matrix(transform) if transform.IsLinear() else itk_to_field(transform, fixed.affine, fixed.shape[1:])
+        )
 
 
 def write_transform(

@@ -25,3 +25,9 @@ def test_what_is_missing_on_the_way_back_is_counted_in_mm():
 
     assert exact == pytest.approx({"inverse_consistency_mm": 0.0}, abs=1e-6)
     assert short == pytest.approx({"inverse_consistency_mm": 3.0})  # one voxel along axis 1 is 3 mm
+
+
+def test_what_the_inversion_missed_is_handed_on():
+    pair = {"pred": shift(1, 2, -1), "pred_inverse": shift(-1, -2, 1), "inverse_residual_voxel": 0.25}
+
+    assert InverseConsistencyHandler().measure(pair)["inverse_residual_voxel"] == 0.25

@@ -21,6 +21,7 @@ from monai_reg_ext.data import PairDataset
 from monai_reg_ext.engines import record_failures
 from monai_reg_ext.handlers import (
     FoldingHandler,
+    InverseConsistencyHandler,
     Learn2RegDiceHandler,
     Learn2RegHD95Handler,
     PairMetricHandler,
@@ -34,8 +35,8 @@ from monai_reg_ext.transforms import LoadPaird, WarpByDDFd
 SIZE = (9, 8, 7)
 AFFINE = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))
 COLUMNS = [
-    *("pair", "dice", "dice_before", "hd95", "sdlogj", "folding_percent", "tre_mm", "tre_mm_before", "seconds"),
-    "error",
+    *("pair", "dice", "dice_before", "hd95", "sdlogj", "folding_percent", "tre_mm", "tre_mm_before"),
+    *("inverse_consistency_mm", "seconds", "error"),
 ]
 
 
@@ -109,6 +110,11 @@ def good_and_bad_pairs() -> list[dict]:
     ]
 
 
+def with_inverse(item):
+    """The way back misses by a quarter of a voxel, 0.5 mm."""
+    return {**item, "pred_inverse": 0.25 * torch.tensor([1.0, 0, 0]).reshape(3, 1, 1, 1) - item["pred"]}
+
+
 def refuse_not_finite(pred):
     if not torch.isfinite(pred).all():
         raise ValueError("the displacement has NaN voxels.")
@@ -130,8 +136,10 @@ def evaluator_of(clock, tmp_path):
     def build(pairs, batch_size=1, others=(), more_metrics=None):
         recorder = RunRecorder(tmp_path / "new" / "run", method="shift")
         loading = [LoadPaird(), ConcatItemsd(["moving", "fixed"], "image"), Lambda(lambda item: clock.work(100, item))]
-        saving = [Lambdad("pred", refuse_not_finite), WarpByDDFd(), Lambda(lambda item: clock.work(1000, item))]
+        saving = [Lambdad("pred", refuse_not_finite), WarpByDDFd(), Lambda(with_inverse)]
+        saving += [Lambda(lambda item: clock.work(1000, item))]
         metrics = {"hd95": Learn2RegHD95Handler(), "sdlogj": SDlogJHandler(), "folding": FoldingHandler()}
+        metrics["inverse"] = InverseConsistencyHandler()
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),
             val_data_loader=DataLoader(PairDataset(pairs, Compose(loading), on_error="record"), batch_size=batch_size),
@@ -175,6 +183,7 @@ def test_every_pair_has_a_row_and_one_that_failed_its_reason(evaluator_of):
     # blocks of three planes: shifted by one, two are in common
     figures = [{name: float(row[name]) for name in COLUMNS[1:-1]} for row in (rows[0], rows[4])]
     before = {"dice_before": 200 / 3, "tre_mm_before": 2.0, "sdlogj": 0.0, "folding_percent": 0.0, "seconds": 3.0}
+    before["inverse_consistency_mm"] = 0.5
     assert figures[0] == pytest.approx({"dice": 100, "hd95": 0, "tre_mm": 0, **before}, abs=1e-6)
     assert figures[1] == pytest.approx({"dice": 200 / 3, "hd95": 1, "tre_mm": 2, **before}, abs=1e-6)
     empty = {name for row in rows[1:4] for name in COLUMNS[1:-2] if row[name] == ""}
@@ -211,7 +220,8 @@ def test_the_summary_holds_the_means_over_the_pairs_that_have_a_value(evaluator_
     # quantiles between two values: 0.3 of the way for Dice and HD95, 0.7 for TRE
     quantiles = {"dice30": 200 / 3 + 10, "hd9530": 0.3, "tre30_mm": 1.4}
     counts = {"pairs": 5, "failed": 3, "seconds_per_pair": 3}
-    assert summary == pytest.approx({**counts, **means, **spreads, **smooth, **quantiles}, abs=1e-6)
+    inverse = {"inverse_consistency_mm": 0.5, "inverse_consistency_mm_std": 0}
+    assert summary == pytest.approx({**counts, **means, **spreads, **smooth, **inverse, **quantiles}, abs=1e-6)
 
 
 def test_what_does_not_apply_is_null(evaluator_of):

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from monai.data import MetaTensor
 
@@ -13,6 +15,7 @@ from monai_reg_ext.transforms import (
     DDFToFixedGrid,
     DDFToFixedGridd,
     ResampleToFixed,
+    SpatialDisplacement,
     WarpByDDF,
     centre_alignment,
     grid_voxels,
@@ -72,6 +75,59 @@ def test_the_original_moving_image_is_warped_to_what_the_network_saw(
     inner = (slice(None), *[slice(3, -3)] * 3)
     assert seen[inner].std() > 10
     torch.testing.assert_close(warped[inner], seen[inner], atol=2.0, rtol=0)  # seen went through two interpolations
+
+
+def field_of_another_grid(fixed, smooth_ddf) -> SpatialDisplacement:
+    affine = fixed.affine.clone()
+    affine[:3, :3] = 1.2 * fixed.affine[:3, [1, 0, 2]]
+    affine[:3, 3] -= 2 * fixed.affine[:3, :3].sum(1)
+    return SpatialDisplacement(smooth_ddf((15, 18, 13), 1.5), affine)
+
+
+def moved_one_by_one(field: SpatialDisplacement, points_mm: np.ndarray) -> np.ndarray:
+    """Where points ``(N, 3)`` go, each voxel's displacement interpolated by scipy."""
+    affine = field.affine.numpy()
+    voxel = (points_mm - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    ddf = field.ddf.double().numpy()
+    shift = [scipy.ndimage.map_coordinates(part, voxel.T, order=1, mode="nearest") for part in ddf]
+    return points_mm + np.transpose(shift) @ affine[:3, :3].T
+
+
+def test_a_point_meets_the_networks_field_first_and_then_the_initial_one(fixed, smooth_ddf):
+    initial = field_of_another_grid(fixed, smooth_ddf)
+    size, affine = ResampleToFixed(spacing=(2.0, 2.5, 3.0)).working_grid(fixed)
+    working = MetaTensor(torch.zeros(1, *size), affine=affine)
+    ddf = 2 * torch.cos(smooth_ddf(size))
+
+    total = DDFToFixedGrid()(ddf, working, fixed, initial)
+
+    points = grid_voxels(fixed.shape[1:], fixed.affine, dtype=torch.float64).flatten(1).T.numpy()
+    expected = moved_one_by_one(initial, moved_one_by_one(SpatialDisplacement(ddf, affine), points))
+    moved = moved_one_by_one(SpatialDisplacement.from_metatensor(total), points)
+    np.testing.assert_allclose(moved, expected, atol=1e-3)
+    swapped = moved_one_by_one(SpatialDisplacement(ddf, affine), moved_one_by_one(initial, points))
+    assert np.abs(moved - swapped).max() > 0.1
+    assert total.dtype == torch.float32
+
+
+def test_a_field_that_went_through_a_batch_is_the_same(fixed, smooth_ddf):
+    initial, ddf = field_of_another_grid(fixed, smooth_ddf), smooth_ddf(tuple(fixed.shape[1:]), 1.0)
+    item = {"fixed": fixed, "fixed_working": fixed, "initial": initial.to_metatensor(), "pred": ddf}
+
+    assert torch.equal(DDFToFixedGridd()(item)["pred"], DDFToFixedGrid()(ddf, fixed, fixed, initial))
+
+
+def test_a_matrix_and_its_field_give_the_same_total(fixed, smooth_ddf):
+    matrix = IDENTITY.clone()
+    matrix[0, 1], matrix[1, 0], matrix[2, 3] = 0.1, -0.1, 4.0
+    wide = fixed.affine.clone()
+    wide[:3, 3] -= 6 * fixed.affine[:3, :3].sum(1)
+    field = SpatialDisplacement.from_chain([matrix], wide, [extent + 12 for extent in fixed.shape[1:]])
+    ddf = smooth_ddf(tuple(fixed.shape[1:]))
+
+    by_field, by_matrix = (DDFToFixedGrid()(ddf, fixed, fixed, initial) for initial in (field, matrix))
+
+    torch.testing.assert_close(by_field, by_matrix, atol=1e-4, rtol=0)
 
 
 def test_on_the_fixed_grid_without_initial_alignment_nothing_changes(fixed, smooth_ddf):

@@ -12,13 +12,16 @@ from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
 from monai_reg_ext.transforms import (
+    SpatialDisplacement,
     centre_alignment,
     grid_voxels,
     initial_alignment,
+    linear_alignment,
+    mass_alignment,
     overlap_fraction,
     voxel_to_mm,
+    write_transform,
 )
-from monai_reg_ext.transforms.initial_alignment import linear_alignment
 
 IDENTITY = torch.eye(4, dtype=torch.float64)
 
@@ -231,8 +234,149 @@ def test_a_scan_of_few_thin_slices_is_refused():
         linear_alignment(fixed, moving, "rigid", pair="anna__bert")
 
 
+def blobs(size, affine, centres_mm, heights, floor=0.0) -> MetaTensor:
+    points = grid_voxels(size, affine)
+    values = torch.full(size, floor)
+    for centre, height in zip(centres_mm, heights, strict=True):
+        offset = points - torch.tensor(centre, dtype=torch.float32).view(3, 1, 1, 1)
+        values += height * torch.exp(-offset.square().sum(0) / (2 * 9**2))
+    return MetaTensor(values[None], affine=affine)
+
+
+def test_centres_of_mass_meet_whatever_the_grids_and_the_background():
+    fixed = blobs(FIXED_SIZE, FIXED_AFFINE, [(-12, 9, -5)], [200.0], floor=40.0)
+    moving = blobs(MOVING_SIZE, MOVING_AFFINE, [(7, -4, 8)], [1000.0], floor=-300.0)
+
+    found = initial_alignment(fixed, moving, "mass")
+
+    torch.testing.assert_close(found, shift(19, -13, 13), atol=0.2, rtol=0)
+
+
+def test_a_faint_background_hardly_pulls_the_centre_of_mass_towards_the_middle_of_the_scan():
+    noise = 4 * torch.rand(1, *FIXED_SIZE)
+    fixed = blobs(FIXED_SIZE, FIXED_AFFINE, [(-12, 9, -5)], [200.0]) + noise
+    moving = blobs(MOVING_SIZE, MOVING_AFFINE, [(7, -4, 8)], [200.0])
+
+    assert mean_error_mm(mass_alignment(fixed, moving), shift(19, -13, 13)) < 2.5  # 11 by all that shines
+
+
+def test_mass_outside_the_masks_and_padding_weigh_nothing():
+    fixed = blobs(FIXED_SIZE, FIXED_AFFINE, [(-12, 9, -5), (44, 40, 20)], [100.0, 900.0])
+    moving = blobs(MOVING_SIZE, MOVING_AFFINE, [(7, -4, 8)], [1000.0], floor=-1000.0)
+    mask = (grid_voxels(FIXED_SIZE, FIXED_AFFINE)[0] < 14)[None]
+    bright = (grid_voxels(MOVING_SIZE, MOVING_AFFINE)[1] > 26)[None]
+    moving[bright] = -20000
+
+    found = initial_alignment(fixed, moving, "mass", fixed_mask=mask)
+
+    torch.testing.assert_close(found, shift(19, -13, 13), atol=0.4, rtol=0)
+
+
+@pytest.fixture
+def gentle_field(fixed_affine, fixed_size, smooth_ddf) -> SpatialDisplacement:
+    return SpatialDisplacement(smooth_ddf(fixed_size), fixed_affine)
+
+
+@pytest.fixture
+def far_apart(fixed_affine, fixed_size, smooth_image) -> tuple[MetaTensor, MetaTensor]:
+    return smooth_image(fixed_size, fixed_affine), smooth_image(fixed_size, shift(60, 0, 0) @ fixed_affine)
+
+
+@pytest.mark.parametrize("name", ["affine.mat", "affine.tfm", "affine.h5"])
+def test_a_file_of_a_linear_transform_is_its_matrix(far_apart, tmp_path, monkeypatch, name):
+    matrix = shift(57, 2, -3)
+    matrix[:3, :3] = torch.from_numpy(Rotation.from_euler("xyz", [4, -7, 5], degrees=True).as_matrix())
+    write_transform(matrix, tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    for given in (tmp_path / name, str(tmp_path / name), [str(tmp_path / name)], f"~/{name}"):
+        found = initial_alignment(*far_apart, given)
+        assert isinstance(found, torch.Tensor)
+        torch.testing.assert_close(found, matrix)
+
+
+def test_several_linear_files_are_one_matrix_the_last_acts_first_on_the_image(far_apart, tmp_path):
+    turned = shift(1, 2, 3)
+    turned[:3, :3] = torch.from_numpy(Rotation.from_euler("z", 8, degrees=True).as_matrix())
+    write_transform(turned, tmp_path / "first.mat")
+    write_transform(shift(60, 0, 0), tmp_path / "second.tfm")
+
+    found = initial_alignment(*far_apart, [tmp_path / "first.mat", tmp_path / "second.tfm"])
+
+    torch.testing.assert_close(found, shift(60, 0, 0) @ turned)
+
+
+@pytest.mark.parametrize("name", ["field.nii.gz", "field.h5", "field.npz"])
+def test_a_file_of_a_field_is_that_field_on_the_fixed_grid(far_apart, gentle_field, tmp_path, name):
+    fixed = far_apart[0]
+    write_transform(gentle_field, tmp_path / name)
+
+    found = initial_alignment(fixed, fixed, str(tmp_path / name))
+
+    assert found.size == tuple(fixed.shape[1:])
+    tolerance = 2e-3 if name.endswith("npz") else 1e-4  # float16
+    torch.testing.assert_close(found.ddf, gentle_field.ddf, atol=tolerance, rtol=0)
+
+
+def test_a_field_and_a_matrix_in_a_row_are_one_field(far_apart, gentle_field, tmp_path):
+    write_transform(gentle_field, tmp_path / "1Warp.nii.gz")
+    write_transform(shift(60, 0, 0), tmp_path / "0GenericAffine.mat")
+
+    found = initial_alignment(*far_apart, [tmp_path / "1Warp.nii.gz", tmp_path / "0GenericAffine.mat"])
+
+    inner = voxel_to_mm(torch.tensor([[8.2, 6.5, 5.1], [3.0, 9.4, 7.7]]), far_apart[0].affine)
+    torch.testing.assert_close(
+        found.warp_points(inner), voxel_to_mm(gentle_field.warp_points(inner), shift(60, 0, 0)), atol=1e-3, rtol=0
+    )
+
+
+def test_a_given_field_is_taken_as_it_is(far_apart, gentle_field):
+    assert initial_alignment(far_apart[0], far_apart[0], gentle_field) is gentle_field
+
+
+def test_overlap_after_a_field_is_what_lands_inside_the_moving_volume():
+    fixed, moving = box((10, 20, 40)), box((10, 20, 40), corner=(5, 0, 0))
+    still = SpatialDisplacement(torch.zeros(3, 10, 20, 40), fixed.affine)
+    along = SpatialDisplacement(torch.tensor([5.0, 10, 0]).view(3, 1, 1, 1).repeat(1, 10, 20, 40), fixed.affine)
+
+    assert overlap_fraction(fixed, moving, still) == pytest.approx(0.5)
+    assert overlap_fraction(fixed, moving, along) == pytest.approx(0.5)
+    assert overlap_fraction(fixed, box((10, 20, 40), corner=(5, 10, 0)), along) == pytest.approx(1.0)
+
+
+def test_a_field_of_another_place_is_refused(far_apart, gentle_field, tmp_path):
+    fixed, moving = far_apart
+    write_transform(gentle_field, tmp_path / "field.nii.gz")
+
+    with pytest.raises(ValueError, match=r"field lies elsewhere in space than the fixed image"):
+        initial_alignment(moving, fixed, gentle_field)
+    with pytest.raises(ValueError, match=r"field.nii.gz: .*lies elsewhere in space than the fixed image"):
+        initial_alignment(moving, fixed, tmp_path / "field.nii.gz")
+    with pytest.raises(ValueError, match=r"do not overlap.*given transform"):
+        initial_alignment(fixed, moving, gentle_field)
+
+
+def test_a_file_that_is_missing_or_no_transform_is_refused(far_apart, tmp_path):
+    (tmp_path / "noise.h5").write_text("noise")
+
+    with pytest.raises(FileNotFoundError, match=r"nothing.h5"):
+        initial_alignment(*far_apart, tmp_path / "nothing.h5")
+    with pytest.raises(ValueError, match=r"noise.h5"):
+        initial_alignment(*far_apart, tmp_path / "noise.h5")
+
+
 @pytest.mark.parametrize(
-    "given", ["center", torch.eye(3), torch.zeros(4, 4), torch.full((4, 4), float("nan")), torch.ones(4, 4)]
+    "given",
+    [
+        "center",
+        torch.eye(3),
+        torch.zeros(4, 4),
+        torch.full((4, 4), float("nan")),
+        torch.ones(4, 4),
+        [],
+        ["a.mat", 1],
+        [[1, 0], [0]],
+    ],
 )
 def test_anything_else_is_refused(given):
     with pytest.raises(ValueError, match="initial must be"):

@@ -61,6 +61,42 @@ def test_calibrated_intensities_keep_one_scale_in_every_image():
     torch.testing.assert_close(normalized.flatten(), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
 
 
+def test_with_a_mask_the_percentiles_are_those_inside_it(padded):
+    mask = torch.zeros_like(padded)
+    mask[:, :3, 4:18] = 2
+    inside = padded[mask != 0]
+
+    normalized = NormalizeRobust(lower=10, upper=90)(padded, mask)
+
+    low, high = np.percentile(inside[inside > 0].numpy(), [10, 90], method="nearest")
+    torch.testing.assert_close(normalized, ((padded - low) / (high - low)).clamp(0, 1), atol=5e-3, rtol=0)
+
+
+def test_a_mask_of_everything_changes_nothing(padded):
+    assert torch.equal(NormalizeRobust()(padded, torch.ones_like(padded)), NormalizeRobust()(padded))
+
+
+def test_the_dictionary_takes_the_masks_that_are_there(padded):
+    mask = (torch.rand_like(padded) > 0.5).byte()
+    normalizer = NormalizeRobustd(["a", "b"], mask_keys=["a_mask", "b_mask"])
+
+    out = normalizer({"a": padded, "b": padded, "b_mask": mask})
+
+    assert torch.equal(out["a"], NormalizeRobust()(padded))
+    assert torch.equal(out["b"], NormalizeRobust()(padded, mask))
+    with pytest.raises(ValueError, match="one mask per key"):
+        NormalizeRobustd(["a", "b"], mask_keys="a_mask")
+
+
+def test_masks_without_contrast_or_of_another_size_are_refused(padded):
+    with pytest.raises(ValueError, match="constant"):
+        NormalizeRobust()(padded, padded == 0)
+    with pytest.raises(ValueError, match="the mask is empty"):
+        NormalizeRobust()(padded, torch.zeros_like(padded))
+    with pytest.raises(ValueError, match="has its shape"):
+        NormalizeRobust()(padded, torch.ones(1, 2, 3, 4))
+
+
 def test_geometry_is_kept(padded, fixed_affine):
     image = MetaTensor(padded, affine=fixed_affine)
 

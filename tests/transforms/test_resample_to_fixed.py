@@ -8,18 +8,23 @@ import json
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from monai_reg_ext.transforms import (
     DDFToFixedGrid,
     LoadPaird,
     ResampleToFixed,
     ResampleToFixedd,
+    SpatialDisplacement,
     WarpByDDF,
+    ddf_to_itk_field,
+    initial_alignment,
     voxel_spacing,
     voxel_to_mm,
+    voxel_to_voxel,
 )
 
 
@@ -73,6 +78,106 @@ def test_a_given_transform_says_where_in_moving_space_to_look(pair, to_sitk):
     assert inside.mean() > 0.9
     np.testing.assert_allclose(moving_working[0].numpy()[inside], expected[inside], atol=2e-3)
     assert torch.equal(initial, matrix)
+
+
+@pytest.fixture
+def field(fixed_affine, fixed_size, smooth_ddf) -> SpatialDisplacement:
+    """On a grid of its own: coarser, wider than the fixed image, with other directions."""
+    affine = fixed_affine.clone()
+    affine[:3, :3] = 1.3 * fixed_affine[:3, [1, 0, 2]]
+    affine[:3, 3] -= fixed_affine[:3, :3].sum(1)
+    return SpatialDisplacement(smooth_ddf((13, 16, 11), 1.5), affine)
+
+
+def as_sitk_transform(to_sitk, field) -> sitk.Transform:
+    vectors = ddf_to_itk_field(field.ddf, field.affine).numpy()
+    return sitk.DisplacementFieldTransform(sitk.Cast(to_sitk(vectors, field.affine, True), sitk.sitkVectorFloat64))
+
+
+@pytest.mark.parametrize("spacing", [None, (1.2, 2.0, 2.2)])
+def test_through_a_given_field_moving_lands_where_simpleitk_puts_it(pair, field, to_sitk, spacing):
+    fixed, moving = pair["fixed"], pair["moving"]
+    label = (moving > 100).to(torch.int32) * 7
+
+    out = ResampleToFixedd(spacing=spacing, initial=field, label_keys=["moving_label"])({**pair, "moving_label": label})
+
+    working = out["moving_working"]
+    place = working.shape[1:], working.affine, as_sitk_transform(to_sitk, field)
+    expected = resampled_by_sitk(to_sitk, moving, *place)
+    inside = expected != -1
+    inside[[0, -1]] = inside[:, [0, -1]] = inside[:, :, [0, -1]] = False
+    assert inside.mean() > 0.4
+    np.testing.assert_allclose(working[0].numpy()[inside], expected[inside], atol=5e-3)
+    _, by_headers, _ = ResampleToFixed(spacing, "headers")(fixed, moving)
+    assert np.abs(by_headers[0].numpy() - expected)[inside].mean() > 5
+    expected = resampled_by_sitk(to_sitk, label.float(), *place, sitk.sitkNearestNeighbor)
+    assert (out["moving_label_working"][0].numpy()[inside] == expected[inside]).mean() > 0.99
+
+
+def test_a_finer_moving_image_is_smoothed_behind_a_field_as_behind_a_matrix():
+    stripes = (torch.arange(64) % 2).float()
+    fixed = image(torch.rand(1, 16, 20, 12))
+    moving = image(stripes[None, :, None, None].expand(1, 64, 20, 12).clone(), spacing=(0.25, 1.0, 1.0))
+    still = SpatialDisplacement(torch.zeros(3, 16, 20, 12), fixed.affine)
+
+    _, behind_field, _ = ResampleToFixed(initial=still)(fixed, moving)
+    _, behind_matrix, _ = ResampleToFixed(initial="headers")(fixed, moving)
+
+    torch.testing.assert_close(behind_field.as_tensor(), behind_matrix.as_tensor(), atol=1e-5, rtol=0)
+
+
+def test_a_given_field_goes_through_a_batch_and_keeps_its_place(pair, field):
+    out = ResampleToFixedd(initial=field)(pair)
+
+    (item,) = decollate_batch(list_data_collate([{"initial": out["initial"]}]))
+
+    torch.testing.assert_close(item["initial"].as_tensor(), field.ddf)
+    torch.testing.assert_close(item["initial"].affine, field.affine)
+
+
+def test_masks_decide_on_the_initial_alignment_those_without_padding_first(pair):
+    fixed, moving = pair["fixed"], pair["moving"]
+    masks = {"fixed_mask": fixed > 90, "moving_mask": moving > 130, "moving_known": moving < 100}
+
+    out = ResampleToFixedd(initial="mass")({**pair, **masks})
+
+    expected = initial_alignment(fixed, moving, "mass", 0.25, "", masks["fixed_mask"], masks["moving_known"])
+    assert torch.equal(out["initial"], expected)
+    with_masks = ResampleToFixed(initial="mass")(fixed, moving, masks["fixed_mask"], masks["moving_known"])
+    assert torch.equal(with_masks[2], expected)
+    assert torch.equal(with_masks[1], out["moving_working"])
+    for other in ({}, {"fixed_mask": masks["fixed_mask"]}, {"moving_mask": masks["moving_mask"]}):
+        assert not torch.allclose(ResampleToFixedd(initial="mass")({**pair, **other})["initial"], expected)
+
+
+@pytest.mark.parametrize("spacing", [(1.3, 1.2, 1.1), (3.0, 1.2, 2.0)])
+def test_values_inside_a_mask_are_means_over_the_inside(spacing):
+    values, mask = torch.rand(1, 7, 6, 8), torch.rand(1, 7, 6, 8) > 0.4
+    fixed = image(values, spacing=(1.1, 1.0, 1.2))
+    poisoned = image(torch.where(mask, values, 1e6), spacing=(1.1, 1.0, 1.2))
+
+    working, _, _ = ResampleToFixed(spacing)(poisoned, fixed, mask)
+
+    inside, matrix = mask[0].double().numpy(), voxel_to_voxel(working.affine, fixed.affine).numpy()
+    total = values[0].double().numpy() * inside
+    if spacing[0] == 3.0:
+        sigma = [np.sqrt((3 / 1.1) ** 2 - 1) / 2.3548, 0, np.sqrt((2 / 1.2) ** 2 - 1) / 2.3548]
+        total, inside = (scipy.ndimage.gaussian_filter(part, sigma, mode="nearest") for part in (total, inside))
+    checked = 0
+    for index in np.ndindex(*working.shape[1:]):
+        place = matrix[:3, :3] @ index + matrix[:3, 3]
+        share = scipy.ndimage.map_coordinates(inside, place[:, None], order=1, mode="nearest")[0]
+        mean = scipy.ndimage.map_coordinates(total, place[:, None], order=1, mode="nearest")[0] / max(share, 1e-9)
+        if share > 0.02:
+            assert working[(0, *index)] == pytest.approx(mean, abs=1e-4)
+            checked += 1
+    assert checked > 0.8 * np.prod(working.shape)
+
+
+def test_on_the_images_own_grid_a_mask_changes_no_bit(pair):
+    mask = pair["fixed"] > 90
+
+    assert torch.equal(ResampleToFixed()(pair["fixed"], pair["moving"], mask)[0], pair["fixed"])
 
 
 def test_a_working_grid_keeps_directions_and_outer_corner_and_covers_the_fixed_image(pair):
@@ -242,6 +347,13 @@ def test_auto_spacing_makes_long_voxels_cubes_and_very_large_images_coarser(size
     assert np.prod(extent) < 1.05 * 2**24
 
 
+def test_none_is_the_fixed_grid_also_as_a_word():
+    fixed = image(torch.zeros(1, 20, 18, 4), (1.0, 1.0, 8.0))
+
+    for none in (None, "none"):
+        assert ResampleToFixed(spacing=none).working_grid(fixed)[0] == (20, 18, 4)
+
+
 def test_an_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match=r"must be 'auto', None, or above 0 mm"):
+    with pytest.raises(ValueError, match=r"must be 'auto', 'none', or above 0 mm"):
         ResampleToFixed(spacing="isotropic")

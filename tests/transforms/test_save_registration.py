@@ -147,6 +147,33 @@ def test_uncertainty_is_written_where_known_and_labels_where_present(item, tmp_p
     assert out["uncertainty"] is uncertainty
 
 
+def test_the_inverse_field_has_the_form_of_the_field_on_its_own_grid(item, tmp_path, smooth_ddf, fixed_affine):
+    moving = item["moving"]
+    inverse = MetaTensor(smooth_ddf(tuple(moving.shape[1:]), 0.7), affine=moving.affine)
+
+    SaveRegistrationd(tmp_path / "out")({**item, "pred_inverse": inverse})
+
+    folder = tmp_path / "out" / "fixed__moving"
+    assert "inverse_field.nii.gz" in names(folder)
+    image = sitk.ReadImage(folder / "inverse_field.nii.gz")
+    direction = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    np.testing.assert_allclose(np.diag([-1, -1, 1]) @ direction, moving.affine[:3, :3], atol=1e-5)
+    assert image.GetSize() == tuple(moving.shape[1:])
+    expected = np.diag([-1, -1, 1]) @ moving.affine[:3, :3].numpy() @ inverse[:, 3, 5, 7].numpy()
+    np.testing.assert_allclose(image.GetPixel(3, 5, 7), expected, atol=1e-5)
+
+
+def test_files_of_an_earlier_result_that_the_new_one_lacks_are_removed_and_those_of_others_stay(item, tmp_path):
+    folder = tmp_path / "out" / "fixed__moving"
+    SaveRegistrationd(tmp_path / "out")({**item, "pred_inverse": item["pred"], "uncertainty": item["warped"]})
+    (folder / "report.png").write_bytes(b"by someone else")
+    del item["warped_label"]
+
+    SaveRegistrationd(tmp_path / "out")(item)
+
+    assert names(folder) == {"warped.nii.gz", "ddf.nii.gz", "field.nii.gz", "report.png"}
+
+
 def failing_save(error: Exception, whole: int):
     """nibabel.save that writes some files, then half of one, then fails."""
     save, written = nib.save, []

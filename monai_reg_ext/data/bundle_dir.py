@@ -1,0 +1,41 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["bundle_dir", "bundle_names"]
+
+MARK = Path("configs") / "metadata.json"  # what makes a folder a bundle
+
+
+def bundle_dir(name_or_path: str | Path) -> Path:
+    """Folder of a bundle.
+
+    Args:
+        name_or_path: a folder, or the name of a bundle that comes with the package, see :py:func:`bundle_names`.
+
+    Raises:
+        FileNotFoundError: when there is no such bundle, with the names that exist.
+    """
+    given = Path(name_or_path).expanduser()
+    for folder in (given, *(root / name_or_path for root in _roots())):
+        if (folder / MARK).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no bundle {str(name_or_path)!r}: give one of {', '.join(bundle_names()) or 'none'}, or a folder with {MARK}."
+    )
+
+
+def bundle_names() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted({path.parents[1].name for root in _roots() for path in root.glob(f"*/{MARK}")})
+
+
+def _roots() -> tuple[Path, ...]:
+    """Where bundles lie: in an installed package within it, in a checkout beside it."""
+    package = Path(str(files("monai_reg_ext")))
+    return package / "bundles", package.parent / "bundles"
