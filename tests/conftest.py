@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers share the cores, and so do the processes that their tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -15,6 +15,7 @@ from monai.bundle.config_item import ComponentLocator
 import monai_reg_ext
 
 PACKAGE = Path(monai_reg_ext.__file__).parent
+APPS = {"networks/layers", "networks/blocks", "networks/nets", "metrics", "transforms", "data", "handlers", "apps"}
 # what each room may import from the rooms of the package, itself included
 ROOMS = {
     "networks/kernels": {"networks/kernels"},
@@ -27,16 +28,8 @@ ROOMS = {
     "data": {"networks/layers", "transforms", "data"},
     "engines": {"data", "engines"},
     "handlers": {"networks/layers", "metrics", "transforms", "data", "handlers"},
-    "apps": {
-        "networks/layers",
-        "networks/blocks",
-        "networks/nets",
-        "metrics",
-        "transforms",
-        "data",
-        "handlers",
-        "apps",
-    },
+    "apps": APPS,
+    "apps/commands": APPS,
 }
 
 

@@ -1,0 +1,29 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from .apply import apply
+from .batch import batch
+from .bundles import bundles
+from .compose import compose
+from .convert import convert
+from .evaluate import evaluate
+from .invert import invert
+from .phantom import phantom
+from .register import register
+from .report import report
+
+__all__ = [
+    "apply",
+    "batch",
+    "bundles",
+    "compose",
+    "convert",
+    "evaluate",
+    "invert",
+    "phantom",
+    "register",
+    "report",
+]
