@@ -124,6 +124,46 @@ def test_masks_are_taken(bundle, files, tmp_path):
     assert np.abs(ddf[body]).mean() < 0.5
 
 
+def mean_dice(found: np.ndarray, truth: np.ndarray) -> float:
+    labels = np.unique(truth[truth > 0])
+    both = [np.sum((found == label) & (truth == label)) for label in labels]
+    sizes = [np.sum(found == label) + np.sum(truth == label) for label in labels]
+    return float(np.mean(2 * np.divide(both, sizes)))
+
+
+@pytest.mark.parametrize(("inverse", "most_mm"), [("numeric", 0.5), ("symmetric", 1.0)])
+def test_the_inverse_takes_the_fixed_labels_to_the_moving_ones(bundle, files, tmp_path, inverse, most_mm):
+    run(bundle, "inference.json", output_dir=str(tmp_path), inverse=inverse, **files, **SMALL)
+
+    fixed, moving = (sitk.ReadImage(files[f"{side}_label"]) for side in ("fixed", "moving"))
+    field = sitk.ReadImage(str(tmp_path / "fixed__moving" / "inverse_field.nii.gz"), sitk.sitkVectorFloat64)
+    assert field.GetSize() == moving.GetSize()
+    back = sitk.Resample(fixed, moving, sitk.DisplacementFieldTransform(field), sitk.sitkNearestNeighbor)
+    before = sitk.Resample(fixed, moving, sitk.Transform(), sitk.sitkNearestNeighbor)
+    truth, back, before = (sitk.GetArrayFromImage(image) for image in (moving, back, before))
+    assert mean_dice(back, truth) > mean_dice(before, truth) + 0.1
+    (row,) = table(tmp_path)
+    assert row["error"] == ""
+    assert 0 < float(row["inverse_consistency_mm"]) < most_mm  # voxels of 4 x 4 x 6 mm
+    assert bool(row.get("inverse_residual_voxel")) == (inverse == "numeric")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["inverse_consistency_mm"] == pytest.approx(float(row["inverse_consistency_mm"]))
+
+
+def test_a_pair_whose_field_folds_goes_without_inverse(bundle, files, tmp_path):
+    wild = {**SMALL, "network_def#refiner#regularization": 0.001, "network_def#refiner#smooth_widths": []}
+
+    run(bundle, "inference.json", output_dir=str(tmp_path), inverse="numeric", **files, **wild)
+
+    (row,) = table(tmp_path)
+    assert float(row["folding_percent"]) > 0
+    assert row["error"] == row["inverse_consistency_mm"] == ""
+    written = {path.name for path in (tmp_path / "fixed__moving").iterdir()}
+    assert "field.nii.gz" in written
+    assert "inverse_field.nii.gz" not in written
+    assert json.loads((tmp_path / "summary.json").read_text())["inverse_consistency_mm"] is None
+
+
 @pytest.mark.parametrize("config", ["labels.json", "images_and_labels.json"])
 def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
     run(bundle, "inference.json", "evaluate.json", config, output_dir=str(tmp_path), **files, **SMALL)
@@ -133,7 +173,9 @@ def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
     assert float(row["dice"]) > float(row["dice_before"]) + 10
 
 
-@pytest.mark.parametrize("settings", ["same_modality.json", "HippocampusMR.json", "LPBA40.json"])
+@pytest.mark.parametrize(
+    "settings", ["same_modality.json", "same_modality_fine.json", "HippocampusMR.json", "LPBA40.json"]
+)
 def test_settings_merge_behind_inference_and_register(bundle, files, tmp_path, settings):
     run(bundle, "inference.json", "evaluate.json", settings, output_dir=str(tmp_path), **files, **SMALL)
 
