@@ -22,9 +22,10 @@ __all__ = ["register_with_elastix"]
 
 STAGES = ("affine", "bspline")
 START = {"AutomaticTransformInitialization": "true", "AutomaticTransformInitializationMethod": "GeometricalCenter"}
-# elastix 5.3.1 crashes where several threads sum a B-spline's gradient inside masks, and gives up where too few samples
-# of the one mask meet the other
-MASKED = {"UseMultiThreadingForMetrics": "false", "RequiredRatioOfValidSamples": "0.05"}
+# elastix 5.3.1 crashes now and then where several threads sum a B-spline's gradient, with masks nearly always
+EVERYWHERE = {"UseMultiThreadingForMetrics": "false"}
+# it gives up where too few samples of the one mask meet the other
+MASKED = {"RequiredRatioOfValidSamples": "0.05"}
 
 
 def register_with_elastix(pair: Mapping[str, Any], stages: Sequence[str] = STAGES) -> SpatialDisplacement:
@@ -57,7 +58,7 @@ def _parameters(stages: Sequence[str], masked: bool) -> itk.ParameterObject:
         parameters.AddParameterMap(parameters.GetDefaultParameterMap(stage))
     for name, value in START.items():
         parameters.SetParameter(0, name, value)
-    for name, value in MASKED.items() if masked else ():
+    for name, value in (EVERYWHERE | MASKED if masked else EVERYWHERE).items():
         parameters.SetParameter(name, value)
     return parameters
 

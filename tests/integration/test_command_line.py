@@ -68,9 +68,10 @@ def status_of(*arguments: str) -> int:
     return 0
 
 
-def figures(row: dict) -> dict[str, str]:
-    """A row as text, without what depends on the machine's mood."""
-    return {key: str(value) for key, value in row.items() if key != "seconds" and value != ""}
+def figures(row: dict) -> dict[str, float]:
+    """What was measured of a pair, but for the seconds, which depend on the machine's mood."""
+    words = ("pair", "error", "seconds")
+    return {key: float(value) for key, value in row.items() if key not in words and value != ""}
 
 
 def test_two_scans_are_registered_measured_and_told_about(scans, tmp_path, monkeypatch, capsys):
@@ -179,9 +180,9 @@ def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pai
     assert list(out.rglob(".unfinished*")) == []
     table = read_table(out / "metrics.csv")
     assert [row["pair"] for row in table] == [f"p{seed}" for seed in range(8)]
-    assert [figures(row) for row in table] == [
-        {key: text for key, text in figures(undisturbed[row["pair"]]).items() if text} for row in table
-    ]
+    for row in table:
+        # kernels just compiled and kernels loaded differ in the last digits
+        assert figures(row) == pytest.approx(figures(undisturbed[row["pair"]]), rel=1e-5)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["pairs"], summary["failed"]) == (8, 0)
     for pair in after_third:
