@@ -17,9 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_reg_ext.apps.bundle_run import BundleRun
 from monai_reg_ext.apps.command_line import main
-from monai_reg_ext.apps.pair_csv import read_pair_csv
 from monai_reg_ext.apps.run_folder import RunFolder
 from monai_reg_ext.apps.write_volume import write_volume
 from monai_reg_ext.data import phantom_pair, write_points
@@ -152,8 +150,10 @@ def wait_for(folder: Path, pairs: int, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs the signals of POSIX")
 def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pair(scans, tmp_path):
-    pairs = read_pair_csv(scans / "pairs.csv")
-    undisturbed = {row["pair"]: row for row in BundleRun(overrides=QUICK, evaluate=True).run(pairs, tmp_path / "calm")}
+    # a kernel just compiled differs in the last digits from the same one loaded, and refinement amplifies that
+    assert start(scans / "pairs.csv", "--output", tmp_path / "compiled").wait(timeout=240) == 0
+    assert start(scans / "pairs.csv", "--output", tmp_path / "calm", "--workers", 2).wait(timeout=240) == 0
+    undisturbed = {row["pair"]: row for row in read_table(tmp_path / "calm" / "metrics.csv")}
     out = tmp_path / "out"
     command = (scans / "pairs.csv", "--output", out, "--workers", 2)
 
@@ -181,15 +181,14 @@ def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pai
     table = read_table(out / "metrics.csv")
     assert [row["pair"] for row in table] == [f"p{seed}" for seed in range(8)]
     for row in table:
-        # kernels just compiled and kernels loaded differ in the last digits
-        assert figures(row) == pytest.approx(figures(undisturbed[row["pair"]]), rel=1e-5)
+        assert figures(row) == pytest.approx(figures(undisturbed[row["pair"]]), rel=1e-6)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["pairs"], summary["failed"]) == (8, 0)
     for pair in after_third:
         calm, disturbed = (
             sorted(path.name for path in (folder / pair).iterdir()) for folder in (tmp_path / "calm", out)
         )
-        assert disturbed == sorted([*calm, "metrics.json"])
+        assert disturbed == calm
         for name in ("ddf.nii.gz", "warped_label.nii.gz"):
             assert (out / pair / name).read_bytes()[10:] == (tmp_path / "calm" / pair / name).read_bytes()[10:]
 
