@@ -41,15 +41,14 @@ def benchmark_pairs(
         task: a Learn2Reg folder in ``data_dir``, ``LiverMR4D``, ``LungCTelastix``, or ``phantom``.
         data_dir: folder of the data sets.
         image_from: ``"label"`` registers the label maps of a Learn2Reg folder.
-        limit: at most so many pairs of a Learn2Reg folder; number of phantoms.
+        limit: at most so many pairs; number of phantoms.
         split: of a Learn2Reg folder; ``"training"`` is random pairs, to choose settings on.
     """
     if task == "phantom":
         yield from (pair_list(seed=seed)[0] for seed in range(limit or 5))
     elif task == "LiverMR4D":
-        yield from (
-            _liver_pair(data_dir / task / person, phase) for person in LIVER_PHASES for phase in LIVER_PHASES[person]
-        )
+        phases = [(person, phase) for person in LIVER_PHASES for phase in LIVER_PHASES[person]]
+        yield from (_liver_pair(data_dir / task / person, phase) for person, phase in phases[:limit])
     elif task == "LungCTelastix":
         yield _lung_pair(data_dir / task)
     else:
