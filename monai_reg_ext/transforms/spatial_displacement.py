@@ -169,9 +169,9 @@ class SpatialDisplacement:
 
         Args:
             image: at its original resolution, with its own affine.
-            mode: ``"bilinear"`` for intensities; ``"nearest"`` for labels as Learn2Reg warps them; ``"label"`` for
-                labels with smooth borders, see :py:func:`warp_label_smoothly`.
-            background: intensity beyond the image with ``"bilinear"``; ``None`` takes its minimum.
+            mode: ``"bilinear"`` or ``"cubic"`` for intensities, see :py:class:`WarpByDDF`; ``"nearest"`` for labels as
+                Learn2Reg warps them; ``"label"`` for labels with smooth borders, see :py:func:`warp_label_smoothly`.
+            background: intensity beyond the image; ``None`` takes its minimum.
 
         Raises:
             TypeError: when the image has no affine.

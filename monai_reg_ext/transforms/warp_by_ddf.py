@@ -6,27 +6,30 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ImageMetaKey, ensure_tuple_rep
+from scipy.ndimage import map_coordinates
 
 from monai_reg_ext.networks.layers.warp import sample
 from monai_reg_ext.transforms.conventions import moving_voxels
 
 __all__ = ["WarpByDDF", "WarpByDDFD", "WarpByDDFDict", "WarpByDDFd"]
 
-MODES = ("bilinear", "nearest")
+MODES = ("bilinear", "cubic", "nearest")
 
 
 class WarpByDDF(Transform):
     """Bring a moving image or label map onto the fixed grid by one interpolation of its original voxels.
 
     Args:
-        mode: ``"bilinear"`` (linear along every axis) for intensities, ``"nearest"`` for labels: 0 outside, and where
-            the grids are one exactly Learn2Reg's result, ``scipy.ndimage.map_coordinates(order=0)``.
-        background: intensity outside the moving image, with ``"bilinear"``; ``None`` takes its minimum.
+        mode: ``"bilinear"`` (linear along every axis) for intensities; ``"cubic"`` for intensities by cubic B-splines,
+            sharper and slower, on the CPU, values may overshoot; ``"nearest"`` for labels: 0 outside, and where the
+            grids are one exactly Learn2Reg's result, ``scipy.ndimage.map_coordinates(order=0)``.
+        background: intensity outside the moving image, but with ``"nearest"``; ``None`` takes its minimum.
     """
 
     def __init__(self, mode: str = "bilinear", background: float | None = None) -> None:
@@ -51,6 +54,10 @@ class WarpByDDF(Transform):
             coordinates = moving_voxels(ddf, fixed_affine, moving.affine, torch.float64)
             index = _nearest_voxels(coordinates, values.shape[1:])
             warped = sample(values[None], index[None], "nearest", "zeros")[0]
+        elif self.mode == "cubic":
+            coordinates = moving_voxels(ddf, fixed_affine, moving.affine, torch.float64)
+            background = values.min().item() if self.background is None else self.background
+            warped = _by_splines(values, coordinates, background)
         else:
             coordinates = moving_voxels(ddf, fixed_affine, moving.affine)
             background = values.min() if self.background is None else self.background
@@ -102,6 +109,13 @@ class WarpByDDFd(MapTransform):
         for key, output_key, warper in self.key_iterator(out, self.output_keys, self.warpers):
             out[output_key] = warper(out[key], ddf, fixed.affine)
         return out
+
+
+def _by_splines(values: torch.Tensor, coordinates: torch.Tensor, background: float) -> torch.Tensor:
+    positions = coordinates.cpu().numpy()
+    channels = values.float().cpu().numpy()
+    warped = [map_coordinates(channel, positions, order=3, mode="constant", cval=background) for channel in channels]
+    return torch.from_numpy(np.stack(warped)).to(values.device)
 
 
 def _nearest_voxels(coordinates: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

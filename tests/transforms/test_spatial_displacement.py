@@ -377,4 +377,4 @@ def test_an_image_without_affine_and_unknown_modes_are_refused(field, moving):
     with pytest.raises(TypeError, match="own affine"):
         field.warp(moving.as_tensor())
     with pytest.raises(ValueError, match="mode"):
-        field.warp(moving, mode="cubic")
+        field.warp(moving, mode="sinc")

@@ -57,20 +57,21 @@ def test_a_moving_label_map_stored_flipped_gives_the_same_labels(fixed_affine, f
     assert np.array_equal(warped[0], official_label(label[0].numpy(), ddf))
 
 
+@pytest.mark.parametrize(("mode", "interpolator"), [("bilinear", sitk.sitkLinear), ("cubic", sitk.sitkBSpline)])
 def test_an_image_of_other_geometry_is_warped_as_simpleitk_does(
-    fixed_affine, fixed_size, moving_affine, moving_size, smooth_image, smooth_ddf, to_sitk
+    mode, interpolator, fixed_affine, fixed_size, moving_affine, moving_size, smooth_image, smooth_ddf, to_sitk
 ):
     moving = smooth_image(moving_size, moving_affine)
     ddf = smooth_ddf(fixed_size)
 
-    warped = WarpByDDF()(moving, ddf, fixed_affine)
+    warped = WarpByDDF(mode)(moving, ddf, fixed_affine)
 
     field = to_sitk(ddf_to_itk_field(ddf, fixed_affine).double().numpy(), fixed_affine, is_vector=True)
     theirs = sitk.Resample(
         to_sitk(moving[0].numpy(), moving_affine),
         to_sitk(np.zeros(fixed_size, np.float32), fixed_affine),
         sitk.DisplacementFieldTransform(field),
-        sitk.sitkLinear,
+        interpolator,
     )
     theirs = sitk.GetArrayFromImage(theirs).transpose(2, 1, 0)
     coordinates = moving_voxels(ddf, fixed_affine, moving_affine)
@@ -81,15 +82,16 @@ def test_an_image_of_other_geometry_is_warped_as_simpleitk_does(
     np.testing.assert_allclose(warped[0][inside], theirs[inside], atol=2e-3)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "cubic"])
 @pytest.mark.parametrize(("background", "expected"), [(None, -2048.0), (-1000.0, -1000.0)])
-def test_outside_the_moving_image_stands_the_background(background, expected, fixed_affine):
+def test_outside_the_moving_image_stands_the_background(mode, background, expected, fixed_affine):
     moving = MetaTensor(torch.rand(1, 6, 5, 4) * 100, affine=fixed_affine)
     moving[0, 3, 3, 3] = -2048
     ddf = torch.zeros(3, 6, 5, 4)
     ddf[0, 3:] = 40
     ddf[2, :3] = -40
 
-    warped = WarpByDDF(background=background)(moving, ddf, fixed_affine)
+    warped = WarpByDDF(mode, background)(moving, ddf, fixed_affine)
 
     torch.testing.assert_close(warped.as_tensor(), torch.full((1, 6, 5, 4), expected))
 

@@ -20,7 +20,7 @@ from monai_reg_ext.transforms.spatial_displacement import SpatialDisplacement
 __all__ = ["apply"]
 
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk", ".txt")
-MODES = {"linear": "bilinear", "nearest": "nearest", "label": "label"}
+MODES = {"linear": "bilinear", "cubic": "cubic", "nearest": "nearest", "label": "label"}
 
 
 def apply(
@@ -45,7 +45,7 @@ def apply(
     moving one.
 
       --inverse             images of fixed space into moving space; points of the moving scan to fixed
-      --mode MODE           linear (images), nearest or label (label maps; label smooths their borders),
+      --mode MODE           linear, cubic (images), nearest, label (label maps; label smooths borders),
                             points; by default points or linear, by the suffix
       --fixed IMAGE         grid of the result, and needed when FIELD has none
       --moving IMAGE        with --inverse: grid of the result; by default that of FIELD
@@ -77,8 +77,8 @@ def apply(
 
 
 def _warp(transform: SpatialDisplacement, image: MetaTensor, mode: str) -> MetaTensor:
-    if mode == "linear":
-        return transform.warp(MetaTensor(image.as_tensor().float(), affine=image.affine))
+    if mode in ("linear", "cubic"):
+        return transform.warp(MetaTensor(image.as_tensor().float(), affine=image.affine), MODES[mode])
     labels = image.as_tensor().round().to(torch.int32)
     if (labels != image.as_tensor()).any():
         raise ValueError(f"--mode {mode} is for label maps, which hold whole numbers; use --mode linear.")

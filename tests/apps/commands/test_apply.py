@@ -131,7 +131,11 @@ def test_points_in_voxels_count_those_of_the_scan_they_belong_to(space):
     ("arguments", "error", "message"),
     [
         ({"output": "out.png"}, ValueError, r"out\.png: the suffix of an image"),
-        ({"output": "out.nii", "mode": "cubic"}, UsageError, "--mode must be one of linear, nearest, label and points"),
+        (
+            {"output": "out.nii", "mode": "sinc"},
+            UsageError,
+            "--mode must be one of linear, cubic, nearest, label and points",
+        ),
         ({"output": "out.nii", "mode": "points"}, ValueError, r"out\.nii: the suffix of a point file"),
         ({"output": "out.nii", "moving": "moving.nii.gz"}, UsageError, "--moving is the grid for --inverse"),
         ({"output": "p.csv", "mode": "points", "points_space": "voxel"}, UsageError, "needs --moving"),
