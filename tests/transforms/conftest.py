@@ -13,6 +13,8 @@ import torch
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
+from monai_reg_ext.transforms import SpatialDisplacement
+
 
 def _affine(angles: tuple[float, float, float], spacing: tuple, origin: tuple, order: tuple) -> torch.Tensor:
     axes = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()[:, list(order)]
@@ -83,3 +85,13 @@ def to_sitk() -> Callable[..., sitk.Image]:
         return image
 
     return convert
+
+
+@pytest.fixture
+def field(smooth_ddf, fixed_size, fixed_affine) -> SpatialDisplacement:
+    return SpatialDisplacement(smooth_ddf(fixed_size, 1.7), fixed_affine)
+
+
+@pytest.fixture
+def fixed(smooth_image, fixed_size, fixed_affine) -> MetaTensor:
+    return smooth_image(fixed_size, fixed_affine)

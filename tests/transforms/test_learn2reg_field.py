@@ -8,7 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 
 from monai_reg_ext.transforms import (
     SpatialDisplacement,
@@ -17,16 +16,6 @@ from monai_reg_ext.transforms import (
     read_transform,
     write_transform,
 )
-
-
-@pytest.fixture
-def field(smooth_ddf, fixed_size, fixed_affine) -> SpatialDisplacement:
-    return SpatialDisplacement(smooth_ddf(fixed_size, 1.7), fixed_affine)
-
-
-@pytest.fixture
-def fixed(smooth_image, fixed_size, fixed_affine) -> MetaTensor:
-    return smooth_image(fixed_size, fixed_affine)
 
 
 def test_a_pair_has_a_long_and_a_short_name():

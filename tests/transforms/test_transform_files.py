@@ -29,16 +29,6 @@ TRANSFORMS = ["field.h5", "field.hdf5", "field.tfm", "field.txt"]
 
 
 @pytest.fixture
-def field(smooth_ddf, fixed_size, fixed_affine) -> SpatialDisplacement:
-    return SpatialDisplacement(smooth_ddf(fixed_size, 1.7), fixed_affine)
-
-
-@pytest.fixture
-def fixed(smooth_image, fixed_size, fixed_affine) -> MetaTensor:
-    return smooth_image(fixed_size, fixed_affine)
-
-
-@pytest.fixture
 def moving(smooth_image, moving_size, moving_affine) -> MetaTensor:
     return smooth_image(moving_size, moving_affine)
 
