@@ -37,6 +37,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATM = Path("/proc/self/statm")
 _SAMPLING_SECONDS = 0.001
 _COPY_BYTES = 256_000_000
+_PROBE_BYTES = 2**26
 
 
 class Cost(NamedTuple):
@@ -188,11 +189,19 @@ class _Sampler:
 
 @functools.cache
 def _peak_memory() -> _HighWaterMark | _Sampler:
+    return _HighWaterMark() if _mark_can_be_reset() else _Sampler()
+
+
+def _mark_can_be_reset() -> bool:
+    """Some containers do not permit it, others permit it and do nothing."""
     try:
+        # above 32 MiB the C library always gives memory back at once
+        torch.ones(_PROBE_BYTES // 4)
+        highest = _status_bytes("VmHWM")
         _CLEAR_REFS.write_text("5")
-    except OSError:  # not permitted in some containers
-        return _Sampler()
-    return _HighWaterMark()
+        return _status_bytes("VmHWM") < highest - _PROBE_BYTES // 2
+    except OSError:
+        return False
 
 
 def peak_memory_source() -> str:
