@@ -78,7 +78,7 @@ class Ours:
             (network.features, "pooled", "MIND"),
             (network.estimator, "forward", "search"),
             (coupled_convex_estimator, "make_inverse_consistent", INVERSE_CONSISTENCY),
-            (network.refiner, "forward", "Adam"),
+            (network.refiners[0], "forward", "Adam"),
         ]
 
     def stages(self, costs: dict[str, list[Cost]]) -> dict[str, Cost]:

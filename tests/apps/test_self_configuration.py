@@ -409,4 +409,4 @@ def test_of_several_configs_the_later_one_goes_first(configuration, config, tmp_
     network = search.network({"network_def#refiner#iterations": 7})
 
     assert search.run()[HALF_WIDTH] == 3  # the own settings to be tried first
-    assert (network.estimator.half_width, network.passes, network.refiner.iterations) == ((3, 3, 3), 2, 7)
+    assert (network.estimator.half_width, network.passes, network.refiners[0].iterations) == ((3, 3, 3), 2, 7)

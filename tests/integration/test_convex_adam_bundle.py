@@ -340,7 +340,7 @@ def test_training_pairs_choose_settings_that_inference_takes(bundle, tmp_path):
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=False,
     ).parser.get_parsed_content("network_def")
-    assert network.refiner.iterations == chosen["network_def#refiner#iterations"]
+    assert network.refiners[0].iterations == chosen["network_def#refiner#iterations"]
 
 
 def test_training_on_a_file_that_is_missing_ends_with_one_line(bundle, files, tmp_path):

@@ -11,6 +11,7 @@ from .feature_stack import FeatureStack
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mind_ssc import MindSSC
+from .residual_search import ResidualSearch
 from .segmentation_features import SegmentationFeatures
 from .semantic_features import SemanticFeatures
 
@@ -24,6 +25,7 @@ __all__ = [
     "LinearRegistration",
     "LocalNormalization",
     "MindSSC",
+    "ResidualSearch",
     "SegmentationFeatures",
     "SemanticFeatures",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.warp import warp
 
 __all__ = ["FeatureBlock", "as_feature_block"]
 
@@ -51,6 +52,10 @@ class FeatureBlock(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Features of two images that will be compared; see :py:meth:`pooled`."""
         return self.pooled(fixed, spacings, compat), self.pooled(moving, spacings, compat)
+
+    def warped(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+        """An image ``(B, C, I, J, K)`` moved by a ddf ``(B, 3, I, J, K)``, such that it has features as before."""
+        return warp(image, ddf)
 
 
 def as_feature_block(module: nn.Module) -> FeatureBlock:

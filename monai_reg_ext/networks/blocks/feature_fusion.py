@@ -67,6 +67,9 @@ class FeatureFusion(FeatureBlock):
         of_fixed, of_moving = as_feature_block(self.features).pooled_pair(fixed, moving, spacings, compat)
         return [self._fused(grid) for grid in of_fixed], [self._fused(grid) for grid in of_moving]
 
+    def warped(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+        return as_feature_block(self.features).warped(image, ddf)
+
     def _fused(self, features: torch.Tensor) -> torch.Tensor:
         if features.shape[1] != self.in_channels:
             raise ValueError(

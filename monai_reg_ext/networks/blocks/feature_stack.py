@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from monai_reg_ext.networks.blocks.feature_block import as_feature_block
 from monai_reg_ext.networks.blocks.feature_concat import FeatureConcat
 
 __all__ = ["FeatureStack"]
@@ -25,6 +26,11 @@ class FeatureStack(FeatureConcat):
     Raises:
         ValueError: when the image has not one channel per part.
     """
+
+    def warped(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+        """Each channel moved by a ddf as its part needs it."""
+        moved = zip(self.parts, self._seen(image), strict=True)
+        return torch.cat([as_feature_block(part).warped(seen, ddf).to(image) for part, seen in moved], 1)
 
     def _seen(self, image: torch.Tensor) -> list[torch.Tensor]:
         if image.shape[1] != len(self.parts):

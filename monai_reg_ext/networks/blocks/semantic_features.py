@@ -10,6 +10,7 @@ import torch
 
 from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
 from monai_reg_ext.networks.layers.pool_to_grid import pool_slabs
+from monai_reg_ext.networks.layers.warp import warp
 
 __all__ = ["SemanticFeatures"]
 
@@ -61,6 +62,10 @@ class SemanticFeatures(FeatureBlock):
         weights = self._weights(fixed, moving)
         return _pooled(fixed, *weights, spacings, compat), _pooled(moving, *weights, spacings, compat)
 
+    def warped(self, label: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+        """The label map moved by a ddf, nearest neighbour."""
+        return warp(label, ddf, mode="nearest")
+
     def _weights(self, *label_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels ``(L,)`` of all maps and their weights ``(B, L, 1, 1, 1)``."""
         for label in label_maps:
@@ -81,8 +86,8 @@ class SemanticFeatures(FeatureBlock):
         unknown = sorted(set(present.tolist()) - set(self.labels))
         if unknown:
             raise ValueError(
-                f"a label map holds the classes {unknown}, the features were made for {self.labels}. Give label maps "
-                "of these classes."
+                f"a label map holds {len(unknown)} classes, e.g. {unknown[:5]}, that are none of the {self.labels} the "
+                "features were made for. Give label maps of these classes."
             )
         return present.new_tensor(self.labels)
 

@@ -35,7 +35,8 @@ class RegistrationNet(nn.Module):
             any module ``(B, C, I, J, K) -> (B, F, I, J, K)``.
         estimator: where things went, ``(fixed, moving features) -> coarse_ddf``; with a method ``both`` that also
             returns the coarse field of the opposite direction, both directions take one search instead of two.
-        refiner: polish, ``(fixed, moving features, coarse_ddf) -> coarse_ddf``; optional.
+        refiner: polish, ``(fixed, moving features, coarse_ddf) -> coarse_ddf``; one, several one after the other, or
+            none.
         passes: how often to register: later passes see the moving image warped so far, and their fields are composed.
         final_widths: box filters over the field of each pass at full resolution; none by default.
         compat: borders and change of grids as convexAdam has them: dropped tails, see :py:func:`pool_to_grid`, and
@@ -64,7 +65,7 @@ class RegistrationNet(nn.Module):
         self,
         features: nn.Module,
         estimator: nn.Module,
-        refiner: nn.Module | None = None,
+        refiner: nn.Module | Sequence[nn.Module] | None = None,
         passes: int = 1,
         final_widths: Sequence[int] = (),
         compat: bool = False,
@@ -76,7 +77,7 @@ class RegistrationNet(nn.Module):
             raise ValueError(f"RegistrationNet needs passes >= 1, got {passes}.")
         self.features = features
         self.estimator = estimator
-        self.refiner = refiner
+        self.refiners = nn.ModuleList([refiner] if isinstance(refiner, nn.Module) else refiner or ())
         self.passes = passes
         self.final_widths = tuple(final_widths)
         self.compat = compat
@@ -129,7 +130,9 @@ class RegistrationNet(nn.Module):
         return ddf, inverse_ddf
 
     def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side) -> torch.Tensor:
-        return compose_ddf(ddf, self._register_once(moving.warped(ddf), fixed))
+        image = as_feature_block(self.features).warped(moving.image, ddf)
+        mask = moving.mask if moving.mask is None else warp(moving.mask, ddf, mode="nearest")
+        return compose_ddf(ddf, self._register_once(_Side(image, mask), fixed))
 
     def _register_once(self, moving: _Side, fixed: _Side) -> torch.Tensor:
         size = fixed.image.shape[2:]
@@ -150,9 +153,9 @@ class RegistrationNet(nn.Module):
         return self._at_full_size(forward, views, size), self._at_full_size(backward, views, size)
 
     def _views(self, moving: _Side, fixed: _Side) -> list[_View]:
-        """What the estimator sees of the pair, and what the refiner sees."""
+        """What the estimator sees of the pair, and what each refiner sees."""
         size = fixed.image.shape[2:]
-        stages = [self.estimator] if self.refiner is None else [self.estimator, self.refiner]
+        stages = [self.estimator, *self.refiners]
         spacings = [tuple(stage.spacing(size)) for stage in stages]
         # two stages on one grid share their features
         grids = list(dict.fromkeys(spacings))
@@ -165,10 +168,10 @@ class RegistrationNet(nn.Module):
 
     def _refined(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
         coarse_ddf = coarse_ddf.float()
-        if self.refiner is None:
-            return coarse_ddf
-        coarse_ddf = regrid_ddf(coarse_ddf, views[0].spacing, views[-1].spacing, size, self.compat)
-        return views[-1].shown_to(self.refiner, coarse_ddf).float()
+        for refiner, before, view in zip(self.refiners, views, views[1:], strict=False):
+            coarse_ddf = regrid_ddf(coarse_ddf, before.spacing, view.spacing, size, self.compat)
+            coarse_ddf = view.shown_to(refiner, coarse_ddf).float()
+        return coarse_ddf
 
     def _at_full_size(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
         ddf = upsample_ddf(coarse_ddf, views[-1].spacing, size, self.compat)
@@ -180,10 +183,6 @@ class _Side(NamedTuple):
 
     image: torch.Tensor
     mask: torch.Tensor | None
-
-    def warped(self, ddf: torch.Tensor) -> _Side:
-        mask = self.mask if self.mask is None else warp(self.mask, ddf, mode="nearest")
-        return _Side(warp(self.image, ddf), mask)
 
     def mask_on(self, spacing: Sequence[int], compat: bool) -> torch.Tensor | None:
         return self.mask if self.mask is None else pool_to_grid(self.mask.float(), spacing, compat)

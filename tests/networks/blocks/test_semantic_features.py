@@ -175,5 +175,5 @@ def test_given_labels_have_their_channels_whether_present_or_not():
 def test_a_label_without_a_channel_is_refused():
     fixed, _ = label_maps()
 
-    with pytest.raises(ValueError, match=r"holds the classes \[3, 7\], the features were made for \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"holds 2 classes, e\.g\. \[3, 7\], that are none of the \[0, 1\]"):
         SemanticFeatures(labels=(0, 1))(fixed)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from torch import nn
 
 from monai_reg_ext.networks.blocks.adam_refiner import AdamRefiner
 from monai_reg_ext.networks.blocks.coupled_convex_estimator import CoupledConvexEstimator
@@ -384,3 +385,47 @@ def test_a_field_that_is_not_on_its_grid_is_refused(pair, stages):
 def test_no_pass_at_all_is_refused():
     with pytest.raises(ValueError, match="passes >= 1, got 0"):
         convex_adam(passes=0)
+
+
+def test_a_second_pass_moves_label_maps_without_inventing_labels():
+    torch.manual_seed(0)
+    label = nn.functional.interpolate(torch.randint(0, 3, (1, 1, 4, 5, 6)).float(), size=(16, 20, 18)).repeat(
+        1, 2, 1, 1, 1
+    )
+    scan = torch.rand(1, 2, 16, 20, 18)
+    image = torch.stack([scan[0, 0], label[0, 0].roll(2, 0), scan[0, 1], label[0, 1]])[None]
+    # refuses a label that is none of these
+    features = FeatureStack([MindSSC(), SemanticFeatures(labels=(0, 1, 2))])
+
+    ddf = RegistrationNet(features, CoupledConvexEstimator(2, 2, inverse_consistency=0), passes=2)(image)
+
+    assert ddf.abs().max() > 1
+    moved = features.warped(image[:, :2], ddf)
+    assert torch.equal(moved[:, :1], warp(image[:, :1], ddf))
+    assert torch.equal(moved[:, 1:].unique(), torch.tensor([0.0, 1, 2]))
+
+
+def test_refiners_work_one_after_the_other_each_on_its_own_grid():
+    moving, fixed = torch.rand(2, 1, 1, 17, 20, 23)
+    add = {2: 1.0, 3: 5.0}
+
+    class Add(nn.Module):
+        def __init__(self, cells):
+            super().__init__()
+            self.cells = cells
+
+        def spacing(self, size):
+            return (self.cells,) * 3
+
+        def forward(self, fixed, moving, coarse_ddf=None):
+            cells = tuple(-(-extent // self.cells) for extent in (17, 20, 23))
+            assert fixed.shape[2:] == cells
+            if coarse_ddf is None:
+                return torch.ones(1, 3, *cells)
+            assert coarse_ddf.shape[2:] == cells
+            return coarse_ddf + add[self.cells]
+
+    net = RegistrationNet(nn.Identity(), Add(4), [Add(2), Add(3)])
+
+    # 1 cell of 4 voxels, 1 cell of 2 and 5 cells of 3 are 4 + 2 + 15 voxels everywhere
+    torch.testing.assert_close(net.register(moving, fixed), torch.full((1, 3, 17, 20, 23), 21.0))
