@@ -20,27 +20,30 @@ def prepare_pair_batch(
     device: str | torch.device | None = None,
     non_blocking: bool = False,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None, tuple[()], dict[str, torch.Tensor]]:
-    """Hand a pair and its masks to a registration network: give it as ``prepare_batch`` to MONAI's evaluators.
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()], dict[str, torch.Tensor]]:
+    """Hand a pair and its masks to a registration network: give it as ``prepare_batch`` to MONAI's engines.
 
     Args:
         batchdata: collated batch with ``image`` and, where there are masks, ``moving_mask_working`` and
-            ``fixed_mask_working``.
+            ``fixed_mask_working``; for training also ``label``, what the loss compares with.
         device: where the network is.
         non_blocking: see :py:meth:`torch.Tensor.to`.
-        kwargs: further arguments of :py:meth:`torch.Tensor.to` for the image.
+        kwargs: further arguments of :py:meth:`torch.Tensor.to` for image and label.
 
     Returns:
-        Input, no target, no further positional arguments, and the masks as the keyword arguments ``moving_mask`` and
-        ``fixed_mask``.
+        Input, target (or ``None``), no further positional arguments, and the masks as the keyword arguments
+        ``moving_mask`` and ``fixed_mask``.
 
     Raises:
         KeyError: when the batch has no ``image``.
     """
     image = batchdata[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
+    label = batchdata.get(CommonKeys.LABEL)
+    if label is not None:
+        label = label.to(device=device, non_blocking=non_blocking, **kwargs)
     masks = {
         mask: batchdata[f"{mask}_working"].to(device=device, non_blocking=non_blocking)
         for mask in _MASKS
         if f"{mask}_working" in batchdata
     }
-    return image, None, (), masks
+    return image, label, (), masks

@@ -35,7 +35,7 @@ class CheckPaird(Transform):
             image = out[side]
             check_affine(_where(side, image), image.affine)
             check_intensities(_where(side, image), image)
-            for key in (f"{side}_label", f"{side}_mask"):
+            for key in (f"{side}_label", f"{side}_prediction", f"{side}_mask"):
                 if key in out:
                     check_same_grid(_where(key, out[key]), out[key], image, side)
             if f"{side}_mask" in out and not out[f"{side}_mask"].any():

@@ -33,14 +33,15 @@ class LoadPaird(Transform):
     MetaTensors ``(1, I, J, K)`` for images, label maps and masks, ``(N, 3)`` arrays in mm RAS for points. Use
     :py:class:`CheckPaird` next.
 
-    =====================================  ==================================================
-    key                                    after loading
-    =====================================  ==================================================
-    ``fixed``, ``moving``                  MetaTensor ``(1, I, J, K)`` float32, own grid
-    ``fixed_label``, ``moving_label``      MetaTensor ``(1, I, J, K)`` int32
-    ``fixed_mask``, ``moving_mask``        MetaTensor ``(1, I, J, K)`` uint8, 1 where not 0
-    ``fixed_points``, ``moving_points``    tensor ``(N, 3)`` float64, mm RAS
-    =====================================  ==================================================
+    ===========================================  ==================================================
+    key                                          after loading
+    ===========================================  ==================================================
+    ``fixed``, ``moving``                        MetaTensor ``(1, I, J, K)`` float32, own grid
+    ``fixed_label``, ``moving_label``            MetaTensor ``(1, I, J, K)`` int32
+    ``fixed_prediction``, ``moving_prediction``  the same, label maps that a network made
+    ``fixed_mask``, ``moving_mask``              MetaTensor ``(1, I, J, K)`` uint8, 1 where not 0
+    ``fixed_points``, ``moving_points``          tensor ``(N, 3)`` float64, mm RAS
+    ===========================================  ==================================================
 
     A header with a wrong voxel size is put right by ``fixed_spacing`` or ``moving_spacing`` (three numbers, mm) in the
     item: it replaces the voxel size of that side's files, directions and origin stay, and the entry is consumed.
@@ -67,7 +68,8 @@ class LoadPaird(Transform):
         points_space = out.pop("points_space", self.points_space)
         for side in SIDES:
             spacing = out.pop(f"{side}_spacing", None)
-            for key, convert in ((side, _as_image), (f"{side}_label", _as_label), (f"{side}_mask", _as_mask)):
+            for suffix, convert in CONVERTERS.items():
+                key = side + suffix
                 if key in out:
                     out[key] = _volume(key, out[key], convert, spacing)
             key = f"{side}_points"
@@ -143,5 +145,7 @@ def _with_spacing(where: str, affine: torch.Tensor, spacing: Sequence[float]) ->
     corrected[:3, :3] *= wanted / header
     return corrected
 
+
+CONVERTERS = {"": _as_image, "_label": _as_label, "_prediction": _as_label, "_mask": _as_mask}
 
 LoadPairD = LoadPairDict = LoadPaird

@@ -154,14 +154,14 @@ class ResampleToFixedd(MapTransform):
     """Dictionary version of :py:class:`ResampleToFixed`: adds copies, the originals stay as they are.
 
     Writes ``<key>_working`` for fixed and every moving key, ``<key>_mask_working`` for those that have a mask and
-    ``<key>_label_working`` for ``label_keys``. The mask of an image is ``<key>_known`` where :py:class:`PaddingMaskd`
+    ``<label key>_working`` for ``label_keys``. The mask of an image is ``<key>_known`` where :py:class:`PaddingMaskd`
     wrote one, else ``<key>_mask``. Writes ``initial``, the transform from fixed to moving space: ``(4, 4)`` float64, mm
     RAS, or where a field was given a MetaTensor ``(3, I, J, K)`` of its voxels with its affine.
 
     Args:
         fixed_key: image that gives the grid.
         moving_keys: images in moving space; the first decides on the initial alignment.
-        label_keys: label maps that serve as features, ``<fixed_key>_label`` or of a moving key.
+        label_keys: label maps for features or a loss, ``<key>_label`` or ``<key>_prediction`` of these images.
         spacing, initial, min_overlap, outside: see :py:class:`ResampleToFixed`.
     """
 
@@ -192,8 +192,8 @@ class ResampleToFixedd(MapTransform):
             out[f"{key}_working"] = self.resampler.intensities(out[key], size, affine, start, mask)
             if mask is not None:
                 out[f"{key}_mask_working"] = self.resampler.labels(mask, size, affine, start)
-            if f"{key}_label" in self.label_keys:
-                out[f"{key}_label_working"] = self.resampler.labels(out[f"{key}_label"], size, affine, start)
+            for label_key in {f"{key}_label", f"{key}_prediction"}.intersection(self.label_keys):
+                out[f"{label_key}_working"] = self.resampler.labels(out[label_key], size, affine, start)
         # batches hold tensors only
         out["initial"] = initial.to_metatensor() if isinstance(initial, SpatialDisplacement) else initial
         return out

@@ -37,7 +37,7 @@ def test_every_file_argument_arrives_under_its_own_key():
     files = {
         f"{side}{kind}": f"{side}{kind}.file"
         for side in ("fixed", "moving")
-        for kind in ("", "_label", "_mask", "_points")
+        for kind in ("", "_label", "_mask", "_prediction", "_points")
     }
 
     (pair,) = pair_list(**files, points_space="lps")
@@ -75,3 +75,16 @@ def test_one_missing_file_of_a_dataset_is_left_to_the_loading_of_its_pair(tmp_pa
     (tmp_path / "Toy_dataset.json").write_text(json % ("absent", present))
 
     assert [pair["pair"] for pair in pair_list(tmp_path)] == ["a__absent", "a__b"]
+
+
+def test_predictions_of_a_dataset_have_the_names_of_its_images(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / "imagesTr" / name).touch()
+    pair = '{"fixed": "./imagesTr/a.nii.gz", "moving": "./imagesTr/b.nii.gz"}'
+    (tmp_path / "Toy_dataset.json").write_text(f'{{"registration_val": [{pair}]}}')
+
+    (listed,) = pair_list(tmp_path, predictions_dir=tmp_path / "network")
+
+    assert listed["fixed_prediction"] == str(tmp_path / "network" / "a.nii.gz")
+    assert listed["moving_prediction"] == str(tmp_path / "network" / "b.nii.gz")

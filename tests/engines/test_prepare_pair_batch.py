@@ -58,3 +58,12 @@ def test_everything_goes_to_the_device_and_only_the_image_becomes_another_type(p
     assert {tensor.device.type for tensor in (image, *masks.values())} == {"meta"}
     assert image.dtype == torch.float64
     assert {mask.dtype for mask in masks.values()} == {torch.float32}
+
+
+def test_a_label_is_the_target_of_the_loss_on_the_device(pair):
+    batch = {key: value[None] for key, value in pair.items()} | {"label": torch.ones(1, 2, *SIZE, dtype=torch.int32)}
+
+    _, target, _, masks = prepare_pair_batch(batch, "meta")
+
+    assert (target.shape, target.dtype, target.device.type) == ((1, 2, *SIZE), torch.int32, "meta")
+    assert masks.keys() == {"moving_mask", "fixed_mask"}

@@ -86,7 +86,7 @@ def test_a_small_voxel_is_not_singular(pair, fixed_affine):
     CheckPaird()({"fixed": tiny, "moving": tiny})
 
 
-@pytest.mark.parametrize("key", ["fixed_label", "fixed_mask"])
+@pytest.mark.parametrize("key", ["fixed_label", "fixed_prediction", "fixed_mask"])
 def test_a_label_map_or_mask_of_another_size_is_refused(pair, key):
     message = refusal(pair, **{key: pair["fixed_label"][:, 1:]})
 

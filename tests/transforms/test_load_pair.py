@@ -74,8 +74,10 @@ def test_an_sform_that_disagrees_with_the_voxel_size_counts_as_in_nibabel(tmp_pa
 def test_labels_and_masks_get_their_types(extension, scan, values):
     labels, mask = (values % 5).astype(np.uint8), (values > 0).astype(np.int16) * 255
 
-    item = load(scan(), scan(), fixed_label=scan(extension, labels, "label"), moving_mask=scan(extension, mask, "mask"))
+    label = scan(extension, labels, "label")
+    item = load(scan(), scan(), fixed_label=label, moving_prediction=label, moving_mask=scan(extension, mask, "mask"))
 
+    assert torch.equal(item["moving_prediction"], item["fixed_label"])
     assert item["fixed_label"].dtype == torch.int32
     assert np.array_equal(item["fixed_label"][0], labels)
     assert item["moving_mask"].dtype == torch.uint8

@@ -276,6 +276,16 @@ def test_the_dictionary_adds_copies_masks_and_labels_asked_for(pair, to_sitk):
     assert out["moving_working"].meta["filename_or_obj"] == moving.meta["filename_or_obj"]
 
 
+def test_predictions_are_resampled_as_label_maps_are(pair):
+    label = (pair["moving"] > 100).to(torch.int32) * 7
+    item = {**pair, "moving_label": label, "moving_prediction": label}
+
+    out = ResampleToFixedd(label_keys=["moving_label", "moving_prediction"], spacing=3.0)(item)
+
+    assert torch.equal(out["moving_prediction_working"], out["moving_label_working"])
+    assert out["moving_prediction_working"].any()
+
+
 def test_moving_labels_and_masks_are_zero_outside_and_fixed_ones_reach_the_border():
     fixed = image(torch.rand(1, 10, 4, 4), shift=(-3.0, 0.0, 0.0))
     moving = image(torch.rand(1, 5, 4, 4))
