@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Accuracy of the convex_adam bundle beside other people's packages, on the same pairs in one run.
+"""Accuracy of a bundle beside other people's packages, on the same pairs in one run.
 
     python benchmarks/accuracy.py --data_dir DATA --task HippocampusMR --settings bundles/convex_adam/configs/X.json
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from monai_reg_ext.metrics import (
 )
 from monai_reg_ext.transforms import LoadPaird, SpatialDisplacement
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "convex_adam" / "configs"
+BUNDLES = Path(__file__).parents[1] / "bundles"
 COLUMNS = (
     "dice",
     "hd95",
@@ -63,6 +63,7 @@ def main(
     data_dir: str = "",
     settings: tuple[str, ...] | str = (),
     methods: tuple[str, ...] | str = ("ours", "convexAdam"),
+    bundle: str = "convex_adam",
     limit: int | None = None,
     output: str = "",
     **overrides: Any,
@@ -74,18 +75,22 @@ def main(
         data_dir: folder of the data sets.
         settings: config files, separated by commas, merged behind inference.json for our method.
         methods: ``ours``, ``before`` (no motion), ``convexAdam``, ``elastix`` (affine, B-spline), ``ants`` (affine,
-            SyN), ``ants_cc`` (rigid, affine, SyN with cross-correlation).
+            SyN), ``ants_cc`` (rigid, affine, SyN with cross-correlation), or a config file of ours, several joined by
+            ``+``, merged behind ``settings``.
+        bundle: name of our bundle.
         limit: at most so many pairs.
         output: Markdown file that the table is appended to.
         overrides: config ids of inference.json, e.g. ``--initial centres``, ``--split training``.
     """
     set_determinism(0)
     settings, methods = (_names(value) for value in (settings, methods))
-    bundle = ConfigParser()
-    bundle.read_config([str(CONFIGS / "inference.json"), *settings])
-    bundle.update({"bundle_root": str(CONFIGS.parent), **overrides})
-    known = benchmark_methods(bundle)
-    pairs = list(benchmark_pairs(task, Path(data_dir), bundle.get("image_from"), limit, bundle.get("split")))
+    config = _config(bundle, settings, overrides)
+    known = benchmark_methods(config) | {
+        method: benchmark_methods(_config(bundle, (*settings, *method.split("+")), overrides))["ours"]
+        for method in methods
+        if method.endswith(".json")
+    }
+    pairs = list(benchmark_pairs(task, Path(data_dir), config.get("image_from"), limit, config.get("split")))
     rows: Rows = {method: [] for method in methods}
     for pair in PairDataset(pairs, LoadPaird()):
         for method in methods:
@@ -99,6 +104,13 @@ def main(
     if output:
         with Path(output).open("a") as file:
             file.write(table)
+
+
+def _config(bundle: str, settings: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    config = ConfigParser()
+    config.read_config([str(BUNDLES / bundle / "configs" / "inference.json"), *settings])
+    config.update({"bundle_root": str(BUNDLES / bundle), **overrides})
+    return config
 
 
 def _names(value: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -145,7 +157,8 @@ def _table(task: str, rows: Rows, settings: tuple[str, ...], overrides: dict[str
     lines.append("|---" * (len(names) + 1) + "|")
     for method, values in rows.items():
         means = [np.mean([row.get(name, np.nan) for row in values]) for name in names]
-        lines.append(f"| {method} | " + " | ".join("–" if np.isnan(mean) else f"{mean:.4g}" for mean in means) + " |")
+        name = " + ".join(Path(part).name for part in method.split("+"))
+        lines.append(f"| {name} | " + " | ".join("–" if np.isnan(mean) else f"{mean:.4g}" for mean in means) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,7 @@ def benchmark_methods(bundle: ConfigParser) -> dict[str, Method]:
     """Methods by name. ``ours`` and ``convexAdam`` share the bundle's preparation, also its linear stage and masks.
 
     Args:
-        bundle: the parsed configuration of convex_adam.
+        bundle: the parsed configuration of our bundle.
     """
     return {
         "before": _before,

@@ -37,6 +37,7 @@ def public_classes() -> list[str]:
     rooms = (
         monai_reg_ext.apps,
         monai_reg_ext.data,
+        monai_reg_ext.engines,
         monai_reg_ext.handlers,
         monai_reg_ext.metrics,
         monai_reg_ext.losses,

@@ -3,15 +3,26 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from .html_report import write_html_report
+from .latest_checkpoint import latest_checkpoint
+from .load_weights import load_weights, save_weights
 from .run_inputs import pairs_or_exit, prepare_output, run_or_exit
 from .self_configuration import SelfConfiguration
+from .train_folds import train_folds
+from .training_subjects import training_labels, training_subjects, with_predictions
 from .trial_evaluation import TrialEvaluation
 
 __all__ = [
     "SelfConfiguration",
     "TrialEvaluation",
+    "latest_checkpoint",
+    "load_weights",
     "pairs_or_exit",
     "prepare_output",
     "run_or_exit",
+    "save_weights",
+    "train_folds",
+    "training_labels",
+    "training_subjects",
+    "with_predictions",
     "write_html_report",
 ]

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
-
+from .autocast_inferer import AutocastInferer
 from .prepare_pair_batch import prepare_pair_batch
 from .record_failures import record_failures
 
-__all__ = ["prepare_pair_batch", "record_failures"]
+__all__ = ["AutocastInferer", "prepare_pair_batch", "record_failures"]

@@ -30,7 +30,7 @@ class WarpedLabelLoss(_Loss):
         diffusion: weight of the mean squared difference of neighbouring displacements, in voxels.
 
     Shape:
-        - pred: ddf ``(B, 3, I, J, K)`` in voxels.
+        - pred: ddf ``(B, 3, I, J, K)`` in voxels; half precision is counted in float32.
         - target: ``(B, 2, I, J, K)`` label maps, moving first, then fixed, as the network sees the images.
         - output: scalar.
 
@@ -63,7 +63,8 @@ class WarpedLabelLoss(_Loss):
                 f"{tuple(pred.shape)} and {tuple(target.shape)}."
             )
         moving, fixed = (self._one_hot(label) for label in target.split(1, dim=1))
-        warped = warp(moving, pred.float())
+        pred = pred.float()
+        warped = warp(moving, pred)
         loss = (self._weights(moving, fixed) * (warped - fixed).square().mean((2, 3, 4))).sum(1).mean()
         if self.dice:
             loss = loss + self.dice * _soft_dice_loss(warped[:, 1:], fixed[:, 1:])
@@ -75,7 +76,7 @@ class WarpedLabelLoss(_Loss):
         labels = torch.as_tensor(self.labels, device=label.device).view(1, -1, 1, 1, 1)
         one_hot = (torch.as_tensor(label).as_subclass(torch.Tensor) == labels).float()
         if not one_hot.any(dim=1).all():
-            unknown = sorted({int(value) for value in label.unique()} - set(self.labels))
+            unknown = sorted(set(label.unique().tolist()) - set(self.labels))
             raise ValueError(f"a label map holds the classes {unknown}, the loss knows {list(self.labels)}.")
         return one_hot
 
@@ -92,4 +93,4 @@ def _soft_dice_loss(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     overlap = 2 * (warped * fixed).sum((2, 3, 4))
     total = warped.sum((2, 3, 4)) + fixed.sum((2, 3, 4))
     there = total > 0
-    return 1 - (overlap[there] / total[there]).mean()
+    return (1 - overlap[there] / total[there]).sum() / there.sum().clamp(min=1)

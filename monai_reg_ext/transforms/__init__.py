@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from .channels_to_labels import ChannelsToLabels, ChannelsToLabelsD, ChannelsToLabelsd, ChannelsToLabelsDict
 from .check_pair import CheckPairD, CheckPaird, CheckPairDict
 from .conventions import (
     affine_to_itk,
@@ -31,6 +32,7 @@ from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd,
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .initial_alignment import centre_alignment, initial_alignment, mass_alignment, overlap_fraction
 from .inverse_field import InverseFieldD, InverseFieldd, InverseFieldDict
+from .labels_to_channels import LabelsToChannels, LabelsToChannelsD, LabelsToChannelsd, LabelsToChannelsDict
 from .learn2reg_field import find_learn2reg_field, learn2reg_field_names
 from .linear_alignment import linear_alignment
 from .load_pair import LoadPairD, LoadPaird, LoadPairDict
@@ -48,6 +50,10 @@ from .warp_by_ddf import WarpByDDF, WarpByDDFD, WarpByDDFd, WarpByDDFDict
 from .warp_points import WarpPoints, WarpPointsD, WarpPointsd, WarpPointsDict
 
 __all__ = [
+    "ChannelsToLabels",
+    "ChannelsToLabelsD",
+    "ChannelsToLabelsDict",
+    "ChannelsToLabelsd",
     "CheckPairD",
     "CheckPairDict",
     "CheckPaird",
@@ -63,6 +69,10 @@ __all__ = [
     "InverseFieldD",
     "InverseFieldDict",
     "InverseFieldd",
+    "LabelsToChannels",
+    "LabelsToChannelsD",
+    "LabelsToChannelsDict",
+    "LabelsToChannelsd",
     "LoadPairD",
     "LoadPairDict",
     "LoadPaird",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from monai_reg_ext.losses import WarpedLabelLoss
 
@@ -34,6 +35,15 @@ def test_the_shift_that_leads_to_the_moving_label_costs_nothing():
 
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert WarpedLabelLoss(labels=(0, 5), dice=1.0)(shifted(0, 0, 0), labels) > 0.5
+
+
+def test_labels_are_warped_linearly():
+    # half a voxel off, each of the box's two ends is half right: 2 x 6 voxels, off by 0.5 in both classes
+    labels = target(box(5, 2, 2, 3), box(5, 2, 2, 3))
+
+    loss = WarpedLabelLoss(labels=(0, 5), exponent=0.0)(shifted(0.5, 0, 0), labels)
+
+    torch.testing.assert_close(loss, torch.tensor(2 * 12 * 0.25 / (6 * 7 * 8)))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
@@ -70,6 +80,57 @@ def test_soft_dice_counts_each_foreground_class_that_is_there():
     torch.testing.assert_close(found, torch.tensor(1 - (2 * 6 / 24 + 0) / 2))
 
 
+def test_the_loss_of_a_batch_is_the_mean_of_its_items_losses():
+    # different frequencies: neither weights nor overlaps may be taken together
+    items = [target(box(5, 0, 0, 0), box(5, 3, 4, 5)), target(box(5, 1, 1, 1), box(5, 2, 1, 1))]
+    items[1][:, :, :2] = 5
+    fields = [shifted(0, 0.5, 0), shifted(0.25, 0, -1)]
+    loss = WarpedLabelLoss((0, 5), background=0.3, dice=0.7, diffusion=2.0)
+
+    together = loss(torch.cat(fields), torch.cat(items))
+
+    apart = torch.stack([loss(field, item) for field, item in zip(fields, items, strict=True)])
+    assert (apart[0] - apart[1]).abs() > 0.1
+    torch.testing.assert_close(together, apart.mean())
+
+
+def test_a_class_that_only_the_moving_image_has_counts_as_lost():
+    # warped far away, it is in neither image: nothing is left to overlap
+    moving = box(5, 2, 2, 2)
+    loss, plain = WarpedLabelLoss((0, 5, 7), dice=1.0), WarpedLabelLoss((0, 5, 7))
+    labels = target(moving, torch.zeros_like(moving))
+
+    found = loss(shifted(0, 0, 0), labels) - plain(shifted(0, 0, 0), labels)
+
+    torch.testing.assert_close(found, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_soft_dice_of_images_without_foreground_costs_nothing(there):
+    nothing = torch.zeros(1, 2, *SIZE, dtype=torch.int32)
+    labels = torch.cat([nothing, target(box(5, 2, 2, 3), box(5, 1, 2, 3))]) if there else nothing
+    field = shifted(0, 0, 0).expand(len(labels), -1, -1, -1, -1).clone().requires_grad_()
+
+    loss = WarpedLabelLoss((0, 5), dice=1.0)(field, labels)
+    loss.backward()
+
+    assert loss.isfinite()
+    assert field.grad.isfinite().all()
+    assert there or loss == 0
+
+
+def test_diffusion_counts_every_axis_and_component():
+    slopes = torch.tensor([[0.5, -1.0, 0.25], [0.0, 2.0, -0.5], [1.5, 0.75, 0.0]])  # component, axis
+    voxels = torch.stack(torch.meshgrid(*[torch.arange(n).float() for n in SIZE], indexing="ij"))
+    labels = torch.zeros(1, 2, *SIZE, dtype=torch.int32)
+
+    loss = WarpedLabelLoss((0,), exponent=0.0, diffusion=1.5)(
+        torch.einsum("ca,aijk->cijk", slopes, voxels)[None], labels
+    )
+
+    torch.testing.assert_close(loss, 1.5 * slopes.square().mean(0).sum())
+
+
 def test_diffusion_adds_the_mean_squared_differences_of_neighbours():
     field = shifted(0, 0, 0).clone()
     field[:, 1] = 0.5 * torch.arange(SIZE[2])  # one channel rises along the last axis
@@ -87,11 +148,71 @@ def test_gradients_lead_towards_the_label():
     assert field.grad[:, 0].sum() < 0  # a larger shift along the first axis would cost less
 
 
+@pytest.mark.parametrize("component", [0, 1, 2])
+def test_gradients_are_those_of_small_steps(component):
+    labels = target(box(5, 2, 2, 3), box(5, 1, 3, 2))
+    loss = WarpedLabelLoss((0, 5, 9), background=0.4, dice=0.6, diffusion=0.1)
+    field = torch.empty(1, 3, *SIZE).uniform_(0.2, 0.8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    direction = torch.zeros_like(field)
+    direction[:, component, 1:4, 1:5, 1:6] = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1))
+
+    loss(field, labels).backward()
+
+    with torch.no_grad():  # no voxel is reached or left by a step
+        slope = (loss(field + 0.1 * direction, labels) - loss(field - 0.1 * direction, labels)) / 0.2
+    torch.testing.assert_close((field.grad * direction).sum(), slope, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_fields_give_a_float32_loss_of_the_same_value(dtype):
+    labels = target(box(5, 2, 2, 3), box(5, 1, 3, 2))
+    # eighths, exact in either type
+    field = torch.randint(-16, 17, (1, 3, *SIZE), generator=torch.Generator().manual_seed(0)) / 8
+    loss = WarpedLabelLoss((0, 5), dice=0.5, diffusion=0.3)
+    half = field.to(dtype).requires_grad_()
+
+    found = loss(half, labels)
+    found.backward()
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(field, labels), rtol=1e-6, atol=0)
+    assert half.grad.dtype == dtype
+    assert half.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.byte, lambda label: MetaTensor(label.float())])
+def test_label_maps_may_be_of_any_type(convert):
+    labels, field = target(box(5, 2, 2, 3), box(5, 1, 3, 2)), shifted(0.5, 0.25, -0.5)
+    loss = WarpedLabelLoss((0, 5), dice=0.5)
+
+    found = loss(field, convert(labels))
+
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, loss(field, labels))
+
+
+def test_a_value_that_is_no_class_is_named():
+    labels = target(box(5, 0, 0, 0), box(5, 0, 0, 0)).float()
+    labels[0, 1, 2, 2, 2] = 0.5
+
+    with pytest.raises(ValueError, match=r"holds the classes \[0.5\], the loss knows \[0, 5\]"):
+        WarpedLabelLoss((0, 5))(shifted(0, 0, 0), labels)
+
+
 def test_a_class_the_loss_does_not_know_is_named():
     with pytest.raises(ValueError, match=r"holds the classes \[5\], the loss knows \[0, 4\]"):
         WarpedLabelLoss((0, 4))(shifted(0, 0, 0), target(box(5, 0, 0, 0), box(4, 0, 0, 0)))
 
 
-def test_shapes_that_do_not_fit_are_refused():
+@pytest.mark.parametrize(
+    ("field", "labels"),
+    [
+        ((1, 3, *SIZE), (1, 1, *SIZE)),
+        ((1, 2, *SIZE), (1, 2, *SIZE)),
+        ((2, 3, *SIZE), (1, 2, *SIZE)),
+        ((1, 3, *SIZE), (1, 2, *SIZE[::-1])),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(field, labels):
     with pytest.raises(ValueError, match=r"ddf \(B, 3, I, J, K\) and label maps \(B, 2, I, J, K\)"):
-        WarpedLabelLoss((0, 5))(shifted(0, 0, 0), box(5, 0, 0, 0))
+        WarpedLabelLoss((0, 5))(torch.zeros(field), torch.zeros(labels, dtype=torch.int32))

@@ -11,7 +11,9 @@ from torch import nn
 
 from monai_reg_ext.networks.blocks.feature_concat import FeatureConcat
 from monai_reg_ext.networks.blocks.feature_fusion import FeatureFusion
+from monai_reg_ext.networks.blocks.feature_stack import FeatureStack
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
+from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 
 
@@ -24,10 +26,12 @@ def scans(seed=1):
     return torch.rand(1, 1, 9, 8, 7, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_published_fusion_of_26_channels_has_2415_weights():
+def test_the_published_fusion_of_26_channels_has_three_maps_of_864_1056_and_495_weights():
     network = FeatureFusion(nn.Identity(), 26)
 
-    assert sum(weights.numel() for weights in network.parameters()) == 26 * 32 + 32 + 32 * 32 + 32 + 32 * 15 + 15
+    counts = [weights.numel() for weights in network.parameters()]
+    assert counts == [26 * 32, 32, 32 * 32, 32, 32 * 15, 15]
+    assert [sum(counts[i : i + 2]) for i in (0, 2, 4)] == [864, 1056, 495]
 
 
 def test_pooled_features_are_fused_by_norm_and_relu_after_each_pointwise_map_but_the_last():
@@ -46,6 +50,39 @@ def test_pooled_features_are_fused_by_norm_and_relu_after_each_pointwise_map_but
                 / (expected.var((2, 3, 4), correction=0, keepdim=True) + 1e-5).sqrt()
             )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_voxel_is_a_cell_where_no_grid_is_asked_for():
+    network, image = fusion(), scans()
+
+    torch.testing.assert_close(network(image), network.pooled(image, [(1, 1, 1)])[0])
+    assert network(image).shape == (1, 15, 9, 8, 7)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_partial_cells_are_kept_or_dropped_as_the_features_do(compat):
+    network, fixed, moving = fusion(), scans(1), scans(2)
+    grids = [(2, 3, 4)]  # none of which divides 9 x 8 x 7
+
+    pair = network.pooled_pair(fixed, moving, grids, compat)
+
+    size = (4, 2, 1) if compat else (5, 3, 2)
+    for image, (found,) in zip((fixed, moving), pair, strict=True):
+        assert found.shape == (1, 15, *size)
+        torch.testing.assert_close([found], network.pooled(image, grids, compat))
+
+
+def test_features_that_depend_on_both_images_see_both():
+    stack = FeatureStack([MindSSC(), SemanticFeatures(labels=(0, 1, 2))])
+    network, grids = FeatureFusion(stack, 15), [(2, 2, 2), (3, 2, 1)]
+    fixed, moving = (torch.cat([scans(seed), torch.randint(0, seed, (1, 1, 9, 8, 7)).float()], 1) for seed in (2, 3))
+
+    found = network.pooled_pair(fixed, moving, grids)
+
+    for of_image, expected in zip(found, stack.pooled_pair(fixed, moving, grids), strict=True):
+        torch.testing.assert_close(of_image, [network.fusion(grid) for grid in expected])
+    # weighted by its own frequencies, an image of fewer labels has other features
+    assert not torch.allclose(found[0][0], network.pooled(fixed, grids)[0], atol=1e-3)
 
 
 def test_both_images_of_a_pair_go_through_the_same_weights_on_every_grid():
@@ -76,6 +113,14 @@ def test_every_layer_learns():
     matrices = [parameter.grad for parameter in network.fusion.parameters() if parameter.dim() > 1]
     assert len(matrices) == 3
     assert all(gradient.abs().max() > 0 for gradient in matrices)
+
+
+def test_what_is_below_learns_too():
+    features = nn.Conv3d(1, 4, 1)
+
+    FeatureFusion(features, 4)(scans()).square().mean().backward()
+
+    assert features.weight.grad.abs().max() > 0
 
 
 def test_features_of_another_number_of_channels_are_refused():

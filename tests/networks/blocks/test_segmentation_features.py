@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
 
 
 class Pointwise(nn.Module):
-    """Logits ``(0.5, v)`` of every voxel: class 1 above 0.5; remembers the sizes it was given."""
+    """Logits ``(0.5, v)`` of every voxel: class 1 above 0.5; remembers what it was given, and in which mode."""
 
     def __init__(self):
         super().__init__()
@@ -21,14 +22,14 @@ class Pointwise(nn.Module):
         self.seen = []
 
     def forward(self, image):
-        self.seen.append((tuple(image.shape[2:]), self.training))
+        self.seen.append((image, self.training))
         return torch.cat([torch.full_like(image, 0.5), self.weight * image], 1)
 
 
-def scan():
+def scan(seed=0, brightness=1.0):
     """Something in an off-centre box of 3 x 4 x 6 voxels; nothing is at the minimum inside it."""
     image = torch.zeros(1, 1, 9, 10, 11)
-    image[:, :, 2:5, 1:5, 4:10] = 0.1 + torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    image[:, :, 2:5, 1:5, 4:10] = 0.1 + brightness * torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(seed))
     return image
 
 
@@ -42,16 +43,26 @@ def test_every_voxel_gets_the_label_of_the_largest_channel():
     assert 0 < (segmented == 4).sum() < 72
 
 
-def test_features_are_the_semantic_ones_of_the_segmented_images():
-    fixed, moving = scan(), scan().flip(2)
+@pytest.mark.parametrize("compat", [False, True])
+def test_features_are_the_semantic_ones_of_the_segmented_images(compat):
+    fixed, moving = scan(), scan(1, brightness=0.5)
     features = SegmentationFeatures(Pointwise(), labels=(0, 4), scale=3.0, exponent=0.4)
     semantic = SemanticFeatures(3.0, 0.4, labels=(0, 4))
     labels = [4 * (image > 0.5).int() for image in (fixed, moving)]
     grids = [(2, 3, 4), (1, 2, 2)]
 
     torch.testing.assert_close(features(fixed), semantic(labels[0]))
-    torch.testing.assert_close(features.pooled(fixed, grids), semantic.pooled(labels[0], grids))
-    torch.testing.assert_close(features.pooled_pair(fixed, moving, grids), semantic.pooled_pair(*labels, grids))
+    torch.testing.assert_close(features.pooled(fixed, grids, compat), semantic.pooled(labels[0], grids, compat))
+    torch.testing.assert_close(
+        features.pooled_pair(fixed, moving, grids, compat), semantic.pooled_pair(*labels, grids, compat)
+    )
+
+
+def test_a_label_that_no_voxel_has_keeps_its_channel():
+    features = SegmentationFeatures(Pointwise(), labels=(0, 4), scale=3.0)(scan(brightness=0.3))
+
+    assert (features[:, 0] == 3).all()
+    assert (features[:, 1] == 0).all()
 
 
 def test_the_network_gets_the_box_padded_to_what_it_can_divide():
@@ -60,7 +71,27 @@ def test_the_network_gets_the_box_padded_to_what_it_can_divide():
     SegmentationFeatures(network, (0, 1), divisor=4)(scan())
     SegmentationFeatures(network, (0, 1), divisor=4, crop=False)(scan())
 
-    assert [size for size, _ in network.seen] == [(4, 4, 8), (12, 12, 12)]
+    assert [tuple(image.shape[2:]) for image, _ in network.seen] == [(4, 4, 8), (12, 12, 12)]
+    padded = np.pad(scan()[0, 0, 2:5, 1:5, 4:10].numpy(), [(0, 1), (0, 0), (0, 2)], mode="edge")
+    np.testing.assert_array_equal(network.seen[0][0][0, 0].numpy(), padded)
+
+
+@pytest.mark.parametrize("air", [-1000.0, 7.0])
+def test_the_box_is_where_the_image_is_above_its_minimum_whatever_that_is(air):
+    network = Pointwise()
+
+    SegmentationFeatures(network, (0, 1), divisor=1)(air + scan())
+
+    torch.testing.assert_close(network.seen[0][0], air + scan()[:, :, 2:5, 1:5, 4:10])
+
+
+def test_beyond_the_box_all_is_background_though_the_network_would_not_say_so():
+    image = 7 + scan()  # class 1 everywhere
+
+    segmented = SegmentationFeatures(Pointwise(), (0, 1)).segment(image)
+
+    torch.testing.assert_close(segmented, (scan() > 0).int())
+    assert SegmentationFeatures(Pointwise(), (0, 1), crop=False).segment(image).all()
 
 
 def test_each_image_of_a_batch_has_its_own_box():
@@ -68,6 +99,14 @@ def test_each_image_of_a_batch_has_its_own_box():
     features = SegmentationFeatures(Pointwise(), (0, 1), divisor=2)
 
     torch.testing.assert_close(features.segment(images), torch.cat([features.segment(image[None]) for image in images]))
+
+
+def test_the_network_is_in_evaluation_mode_from_the_start():
+    network = Pointwise()
+
+    SegmentationFeatures(network, (0, 1))(scan())
+
+    assert network.seen[-1][1] is False
 
 
 def test_the_network_is_frozen_and_stays_in_evaluation_mode():
@@ -87,10 +126,11 @@ def test_a_constant_image_is_seen_whole():
 
     segmented = SegmentationFeatures(network, (0, 1), divisor=1).segment(torch.full((1, 1, 3, 4, 5), 0.7))
 
-    assert network.seen[-1][0] == (3, 4, 5)
+    assert network.seen[-1][0].shape[2:] == (3, 4, 5)
     assert segmented.all()
 
 
-def test_a_network_of_other_classes_is_refused():
-    with pytest.raises(ValueError, match=r"2 channels for 3 labels \[0, 1, 2\]"):
-        SegmentationFeatures(Pointwise(), (0, 1, 2))(scan())
+@pytest.mark.parametrize("labels", [(0,), (0, 1, 2)])
+def test_a_network_of_other_classes_is_refused(labels):
+    with pytest.raises(ValueError, match=rf"2 channels for {len(labels)} labels \[0"):
+        SegmentationFeatures(Pointwise(), labels)(scan())
