@@ -84,9 +84,9 @@ def main(
     """
     set_determinism(0)
     settings, methods = (_names(value) for value in (settings, methods))
-    config = _config(bundle, settings, overrides)
+    config = bundle_config(bundle, settings, overrides)
     known = benchmark_methods(config) | {
-        method: benchmark_methods(_config(bundle, (*settings, *method.split("+")), overrides))["ours"]
+        method: benchmark_methods(bundle_config(bundle, (*settings, *method.split("+")), overrides))["ours"]
         for method in methods
         if method.endswith(".json")
     }
@@ -106,7 +106,8 @@ def main(
             file.write(table)
 
 
-def _config(bundle: str, settings: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+def bundle_config(bundle: str, settings: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """inference.json of a bundle of ours with config files and values merged behind it."""
     config = ConfigParser()
     config.read_config([str(BUNDLES / bundle / "configs" / "inference.json"), *settings])
     config.update({"bundle_root": str(BUNDLES / bundle), **overrides})

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_reg_ext.data import whole_file
+
 __all__ = ["load_weights", "save_weights"]
 
 
@@ -49,13 +51,14 @@ def save_weights(path: str | Path, parts: Mapping[str, nn.Module | str | Path]) 
 
     Args:
         path: file to write.
-        parts: modules, or files of state dicts, by their names in the whole network.
+        parts: modules, or files of state dicts, by their names in the whole network; ``""`` is the whole itself.
     """
     weights = {}
     for name, part in parts.items():
         own = part.state_dict() if isinstance(part, nn.Module) else torch.load(part, map_location="cpu")
-        weights.update({f"{name}.{key}": value.cpu() for key, value in own.items()})
-    torch.save(weights, Path(path).expanduser())
+        weights.update({f"{name}.{key}".lstrip("."): value.cpu() for key, value in own.items()})
+    with whole_file(path) as unfinished:
+        torch.save(weights, unfinished)
 
 
 def _misfit(needed: Mapping[str, torch.Tensor], got: Any) -> str:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from itertools import permutations
 
 import pytest
 
@@ -19,7 +20,7 @@ def write(path, seconds):
     return path
 
 
-@pytest.mark.parametrize("times", [(1, 2, 3), (1, 3, 2), (3, 2, 1), (1, 1 + 1e-8, 1)])
+@pytest.mark.parametrize("times", [(1, 2, 3), (1, 3, 2), (3, 2, 1), *permutations((1, 1, 1 + 1e-8))])
 def test_the_newest_counts_not_the_last_by_name(tmp_path, times):
     paths = [write(tmp_path / f"checkpoint_epoch={n}.pt", time) for n, time in zip((9, 10, 100), times, strict=True)]
 

@@ -62,6 +62,12 @@ def test_parts_saved_together_are_the_whole(tmp_path):
     assert all(torch.equal(value, loaded[name]) for name, value in whole.state_dict().items())
 
 
+def test_the_whole_has_no_prefix(tmp_path):
+    save_weights(tmp_path / "model.pt", {"": network()})
+
+    assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == network().state_dict().keys()
+
+
 def test_weights_for_another_number_of_channels_are_refused_with_both_shapes(saved):
     message = refusal(network(channels=5), saved[0])
 

@@ -59,25 +59,31 @@ def test_squared_errors_are_weighted_by_the_frequency_of_the_labels_present(expo
     torch.testing.assert_close(loss, weights.sum() * 24 / voxels)
 
 
-def test_the_background_can_have_a_weight_of_its_own():
-    labels = target(box(5, 0, 0, 0), box(5, 3, 4, 5))
+@pytest.mark.parametrize("background", [None, 0.0, 0.25, 1.0])
+def test_labels_of_both_images_are_counted_and_the_background_can_have_a_weight_of_its_own(background):
+    fixed, moving = box(5, 0, 0, 0), box(5, 2, 4, 4) + box(5, 4, 4, 4)  # 12 and 24 voxels apart
+    voxels = SIZE[0] * SIZE[1] * SIZE[2]
+    weights = torch.tensor([2 * voxels - 36.0, 36.0]) ** -0.5
+    weights = 2 * weights / weights.sum()
+    if background is not None:
+        weights[0] = background
 
-    losses = [WarpedLabelLoss((0, 5), 0.0, background=weight)(shifted(0, 0, 0), labels) for weight in (0.0, 0.25, 1.0)]
+    loss = WarpedLabelLoss((0, 5), background=background)(shifted(0, 0, 0), target(moving, fixed))
 
-    torch.testing.assert_close(torch.stack(losses) / losses[0], torch.tensor([1.0, 1.25, 2.0]))
+    torch.testing.assert_close(loss, weights.sum() * 36 / voxels)
 
 
 def test_soft_dice_counts_each_foreground_class_that_is_there():
     fixed = box(5, 1, 1, 1)
     fixed[:, :, 4, 5, 6] = 2
     moving = box(5, 2, 1, 1)  # one of the two planes overlaps: 6 of 12 voxels; class 2 is lost
-    loss = WarpedLabelLoss((0, 2, 5, 7), dice=1.0)
+    loss = WarpedLabelLoss((0, 2, 5, 7), dice=3.0)
 
     found = loss(shifted(0, 0, 0), target(moving, fixed)) - WarpedLabelLoss((0, 2, 5, 7))(
         shifted(0, 0, 0), target(moving, fixed)
     )
 
-    torch.testing.assert_close(found, torch.tensor(1 - (2 * 6 / 24 + 0) / 2))
+    torch.testing.assert_close(found, torch.tensor(3 * (1 - (2 * 6 / 24 + 0) / 2)))
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_items_losses():

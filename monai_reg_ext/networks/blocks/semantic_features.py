@@ -89,7 +89,7 @@ class SemanticFeatures(FeatureBlock):
                 f"a label map holds {len(unknown)} classes, e.g. {unknown[:5]}, that are none of the {self.labels} the "
                 "features were made for. Give label maps of these classes."
             )
-        return present.new_tensor(self.labels)
+        return torch.tensor(self.labels, device=present.device)
 
 
 def _counts(label: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,17 @@ from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
 
 
 class Pointwise(nn.Module):
-    """Logits ``(0.5, v)`` of every voxel: class 1 above 0.5; remembers what it was given, and in which mode."""
+    """Logits ``(0.5, v)`` of every voxel: class 1 above 0.5; remembers what it was given, and how it was run."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(1.0))
         self.seen = []
+        self.modes = []
 
     def forward(self, image):
-        self.seen.append((image, self.training))
+        self.seen.append(image)
+        self.modes.append({"training": self.training, "gradients": torch.is_grad_enabled()})
         return torch.cat([torch.full_like(image, 0.5), self.weight * image], 1)
 
 
@@ -71,9 +73,9 @@ def test_the_network_gets_the_box_padded_to_what_it_can_divide():
     SegmentationFeatures(network, (0, 1), divisor=4)(scan())
     SegmentationFeatures(network, (0, 1), divisor=4, crop=False)(scan())
 
-    assert [tuple(image.shape[2:]) for image, _ in network.seen] == [(4, 4, 8), (12, 12, 12)]
+    assert [tuple(image.shape[2:]) for image in network.seen] == [(4, 4, 8), (12, 12, 12)]
     padded = np.pad(scan()[0, 0, 2:5, 1:5, 4:10].numpy(), [(0, 1), (0, 0), (0, 2)], mode="edge")
-    np.testing.assert_array_equal(network.seen[0][0][0, 0].numpy(), padded)
+    np.testing.assert_array_equal(network.seen[0][0, 0].numpy(), padded)
 
 
 @pytest.mark.parametrize("air", [-1000.0, 7.0])
@@ -82,7 +84,7 @@ def test_the_box_is_where_the_image_is_above_its_minimum_whatever_that_is(air):
 
     SegmentationFeatures(network, (0, 1), divisor=1)(air + scan())
 
-    torch.testing.assert_close(network.seen[0][0], air + scan()[:, :, 2:5, 1:5, 4:10])
+    torch.testing.assert_close(network.seen[0], air + scan()[:, :, 2:5, 1:5, 4:10])
 
 
 def test_beyond_the_box_all_is_background_though_the_network_would_not_say_so():
@@ -106,7 +108,7 @@ def test_the_network_is_in_evaluation_mode_from_the_start():
 
     SegmentationFeatures(network, (0, 1))(scan())
 
-    assert network.seen[-1][1] is False
+    assert network.modes[-1]["training"] is False
 
 
 def test_the_network_is_frozen_and_stays_in_evaluation_mode():
@@ -116,7 +118,7 @@ def test_the_network_is_frozen_and_stays_in_evaluation_mode():
     found = features(scan().requires_grad_())
 
     assert features.training
-    assert network.seen[-1][1] is False
+    assert network.modes == [{"training": False, "gradients": False}]
     assert not network.weight.requires_grad
     assert not found.requires_grad
 
@@ -126,7 +128,7 @@ def test_a_constant_image_is_seen_whole():
 
     segmented = SegmentationFeatures(network, (0, 1), divisor=1).segment(torch.full((1, 1, 3, 4, 5), 0.7))
 
-    assert network.seen[-1][0].shape[2:] == (3, 4, 5)
+    assert network.seen[-1].shape[2:] == (3, 4, 5)
     assert segmented.all()
 
 

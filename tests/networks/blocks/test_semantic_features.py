@@ -116,11 +116,12 @@ def test_pooled_features_need_a_fraction_of_the_memory_of_all(largest_tensor):
     assert largest.values <= max(36 * 11 * 13, 9 * 4 * 11 * 13, 9 * 18 * 6 * 7)
 
 
-def test_labels_far_apart_and_below_zero_are_told_apart():
+@pytest.mark.parametrize("labels", [None, (614454277, 0, -5, 614454276)])
+def test_labels_far_apart_and_below_zero_are_told_apart(labels):
     # ids of brain atlases have nine digits
     label_map = torch.tensor([-5, 614454277, 0, 614454276]).view(1, 1, 4, 1, 1)
 
-    features = SemanticFeatures()(label_map)
+    features = SemanticFeatures(labels=labels)(label_map)
 
     expected = 10 * torch.eye(4)[[0, 3, 1, 2]]  # row: voxel, column: label in ascending order
     torch.testing.assert_close(features[0, :, :, 0, 0].T, expected)
@@ -170,6 +171,16 @@ def test_given_labels_have_their_channels_whether_present_or_not():
         # mean 1 over the labels present in the pair, which 1 is not
         torch.testing.assert_close(found[0], weighted_one_hot(label_map[0], (0, 1, 3, 7), (2.0, 2.0, 2.0, 2.0)).float())
         assert found[:, 1].sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
+def test_given_labels_may_be_larger_than_the_type_of_a_map_can_hold(dtype):
+    fixed, _ = label_maps()
+
+    features = SemanticFeatures(labels=(0, 3, 7, 300, 614454277))(fixed.to(dtype))
+
+    torch.testing.assert_close(features[:, :3], SemanticFeatures()(fixed))
+    assert (features[:, 3:] == 0).all()
 
 
 def test_a_label_without_a_channel_is_refused():
