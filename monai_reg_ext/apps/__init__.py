@@ -5,6 +5,7 @@
 from .html_report import write_html_report
 from .latest_checkpoint import latest_checkpoint
 from .load_weights import load_weights, save_weights
+from .require_packages import require_packages
 from .run_inputs import pairs_or_exit, prepare_output, run_or_exit
 from .self_configuration import SelfConfiguration
 from .train_folds import train_folds
@@ -18,6 +19,7 @@ __all__ = [
     "load_weights",
     "pairs_or_exit",
     "prepare_output",
+    "require_packages",
     "run_or_exit",
     "save_weights",
     "train_folds",

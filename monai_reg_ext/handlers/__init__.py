@@ -11,9 +11,12 @@ from .learn2reg_hd95_handler import Learn2RegHD95Handler
 from .pair_metric_handler import PairMetricHandler
 from .report_figure import report_figure
 from .report_handler import ReportHandler
+from .report_png import report_png
 from .run_recorder import RunRecorder
 from .sdlogj_handler import SDlogJHandler
+from .training_log import TrainingLog
 from .tre_handler import TREHandler
+from .validation_picture import ValidationPicture
 
 __all__ = [
     "FoldingHandler",
@@ -25,5 +28,8 @@ __all__ = [
     "RunRecorder",
     "SDlogJHandler",
     "TREHandler",
+    "TrainingLog",
+    "ValidationPicture",
     "report_figure",
+    "report_png",
 ]

@@ -44,6 +44,7 @@ def report_figure(
     title: str = "",
     fixed_label: torch.Tensor | None = None,
     warped_label: torch.Tensor | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Figure:
     """One page on a registered pair, for a reader of scans.
 
@@ -63,13 +64,15 @@ def report_figure(
         title: first line of the caption, such as the name of the pair.
         fixed_label: ``(1, I, J, K)``; its outlines are drawn over the warped image.
         warped_label: ``(1, I, J, K)``; likewise.
+        columns: headings of the columns to draw, all by default; their order is always the same.
 
     Returns:
         A figure of its own, unknown to pyplot; ``figure.savefig(path)`` writes it.
 
     Raises:
         TypeError: when ``moving`` has no affine.
-        ValueError: when something is not on the grid of ``fixed``, or that is thinner than 3 voxels.
+        ValueError: when something is not on the grid of ``fixed``, or that is thinner than 3 voxels; for an unknown
+            heading.
     """
     _check(fixed, moving, {"warped": warped, "ddf": ddf, "fixed_label": fixed_label, "warped_label": warped_label})
     slices = report_slices(fixed, moving, warped, ddf, affine, fixed_label, warped_label)
@@ -80,17 +83,17 @@ def report_figure(
         grid_mm=_round_length(longest_mm / 24),
         tile_mm=_round_length(longest_mm / 14),
     )
-    columns = _columns(scales)
-    layout = ReportLayout([item.extent_mm for item in slices], len(columns))
+    drawers = _columns(scales, columns)
+    layout = ReportLayout([item.extent_mm for item in slices], len(drawers))
     layout.caption(title, _caption(metrics or {}))
-    for column, heading in enumerate(columns):
+    for column, heading in enumerate(drawers):
         layout.heading(column, heading)
     for row, item in enumerate(slices):
         layout.row_name(row, f"{item.view.plane}\n{item.view.index + 1} / {fixed.shape[1 + item.view.normal]}")
-        for column, draw in enumerate(columns.values()):
+        for column, draw in enumerate(drawers.values()):
             draw(layout.panel(row, column, item.extent_mm), item)
     layout.scale_bar(_round_length(slices[0].extent_mm[1] / 3))
-    _draw_legends(layout, list(columns), scales, slices[0])
+    _draw_legends(layout, list(drawers), scales, slices[0])
     return layout.figure
 
 
@@ -116,9 +119,9 @@ class _Scales:
     tile_mm: float
 
 
-def _columns(scales: _Scales) -> dict[str, Callable[[Axes, ReportSlice], None]]:
+def _columns(scales: _Scales, chosen: Sequence[str] | None) -> dict[str, Callable[[Axes, ReportSlice], None]]:
     """What draws the panels of each column, by its heading."""
-    return {
+    drawers = {
         "Fixed": panels.draw_fixed,
         "Moving (before)": panels.draw_moving,
         "Warped (after)": panels.draw_warped,
@@ -128,26 +131,41 @@ def _columns(scales: _Scales) -> dict[str, Callable[[Axes, ReportSlice], None]]:
         "Warped grid": lambda axes, item: panels.draw_grid(axes, item, scales.grid_mm),
         "Jacobian determinant": lambda axes, item: panels.draw_jacobian(axes, item, scales.jacobian),
     }
+    chosen = list(drawers if chosen is None else chosen)
+    if unknown := [heading for heading in chosen if heading not in drawers]:
+        raise ValueError(f"columns must be among {', '.join(drawers)}; got {unknown[0]!r}.")
+    return {heading: draw for heading, draw in drawers.items() if heading in chosen}
 
 
 def _draw_legends(layout: ReportLayout, headings: Sequence[str], scales: _Scales, item: ReportSlice) -> None:
-    column = headings.index("Warped (after)")
+    column_of = {heading: column for column, heading in enumerate(headings)}
+    if "Warped (after)" in column_of:
+        _draw_label_legend(layout, column_of["Warped (after)"], item)
+    if differences := [column for heading, column in column_of.items() if heading.startswith("Difference")]:
+        _draw_difference_legend(layout.legend_bar(differences[0], columns=len(differences)), scales.difference)
+    if "Checkerboard" in column_of:
+        layout.legend(column_of["Checkerboard"], 0, f"{scales.tile_mm:g} mm tiles, upper left: fixed")
+    if "Warped grid" in column_of:
+        layout.legend(column_of["Warped grid"], 0, f"{scales.grid_mm:g} mm grid on moving")
+    if "Jacobian determinant" in column_of:
+        _draw_jacobian_legend(layout, column_of["Jacobian determinant"], scales.jacobian)
+
+
+def _draw_label_legend(layout: ReportLayout, column: int, item: ReportSlice) -> None:
     if item.fixed_label is not None:
         layout.legend(column, 0, "━ fixed labels", color=panels.FIXED_COLOUR)
     if item.warped_label is not None:
         layout.legend(column, 1, "━ warped labels", color=panels.WARPED_COLOUR)
 
-    limit = scales.difference.vmax
-    bar = layout.legend_bar(headings.index("Difference before"), columns=2)
-    ticks = {-limit: "moving brighter", 0: "0", limit: "fixed brighter"}
-    _draw_bar(bar, ScalarMappable(scales.difference, panels.DIFFERENCE_MAP), ticks)
 
-    layout.legend(headings.index("Checkerboard"), 0, f"{scales.tile_mm:g} mm tiles, upper left: fixed")
-    layout.legend(headings.index("Warped grid"), 0, f"{scales.grid_mm:g} mm grid on moving")
+def _draw_difference_legend(bar: Axes, norm: Normalize) -> None:
+    ticks = {norm.vmin: "moving brighter", 0: "0", norm.vmax: "fixed brighter"}
+    _draw_bar(bar, ScalarMappable(norm, panels.DIFFERENCE_MAP), ticks)
 
-    column, limit = headings.index("Jacobian determinant"), scales.jacobian.vmax
-    ticks = {1 / limit: f"1/{limit:g}", 1: "1", limit: f"{limit:g}"}
-    colours = ScalarMappable(scales.jacobian, panels.JACOBIAN_MAP)
+
+def _draw_jacobian_legend(layout: ReportLayout, column: int, norm: LogNorm) -> None:
+    ticks = {norm.vmin: f"1/{norm.vmax:g}", 1: "1", norm.vmax: f"{norm.vmax:g}"}
+    colours = ScalarMappable(norm, panels.JACOBIAN_MAP)
     _draw_bar(layout.legend_bar(column, columns=1), colours, ticks, alpha=panels.JACOBIAN_ALPHA)
     layout.legend(column, 2, "above 1: larger in moving")
     layout.legend(column, 3, "■ folded (0 and below)", color=panels.FOLDED_COLOUR)

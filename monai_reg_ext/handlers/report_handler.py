@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ignite.engine import Engine, Events
 
 from monai_reg_ext.data import whole_file
-from monai_reg_ext.handlers.report_figure import report_figure
+from monai_reg_ext.handlers.report_png import report_png
 
 __all__ = ["ReportHandler"]
 
@@ -44,7 +41,7 @@ class ReportHandler:
             if "error" in pair or pair.get("pred") is None:
                 continue
             try:
-                content = _draw(pair)
+                content = report_png(pair)
                 with whole_file(self.output_dir / pair["pair"] / "report.png") as path:
                     path.write_bytes(content)
             except Exception as error:  # one pair must not stop the run
@@ -52,20 +49,3 @@ class ReportHandler:
                 engine.logger.error(f"{pair.get('pair', 'a pair')}: {message}")
                 engine.logger.debug("Traceback of the error above:", exc_info=True)
                 output["error"] = message
-
-
-def _draw(pair: Mapping[str, Any]) -> bytes:
-    missing = [key for key in ("pair", "fixed", "moving", "warped") if pair.get(key) is None]
-    if missing:
-        raise ValueError(f"it needs {', '.join(missing)} beside pred. Warp with WarpByDDFd in the postprocessing.")
-    figure = report_figure(
-        *(pair[key] for key in ("fixed", "moving", "warped", "pred")),
-        affine=pair["fixed"].affine,
-        metrics=pair.get("metrics"),
-        title=pair["pair"],
-        fixed_label=pair.get("fixed_label"),
-        warped_label=pair.get("warped_label"),
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -29,6 +29,12 @@ from .conventions import (
     voxel_to_voxel,
 )
 from .ddf_to_fixed_grid import DDFToFixedGrid, DDFToFixedGridD, DDFToFixedGridd, DDFToFixedGridDict
+from .displacement_uncertainty import (
+    DisplacementUncertainty,
+    DisplacementUncertaintyD,
+    DisplacementUncertaintyd,
+    DisplacementUncertaintyDict,
+)
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .initial_alignment import centre_alignment, initial_alignment, mass_alignment, overlap_fraction
 from .inverse_field import InverseFieldD, InverseFieldd, InverseFieldDict
@@ -61,6 +67,10 @@ __all__ = [
     "DDFToFixedGridD",
     "DDFToFixedGridDict",
     "DDFToFixedGridd",
+    "DisplacementUncertainty",
+    "DisplacementUncertaintyD",
+    "DisplacementUncertaintyDict",
+    "DisplacementUncertaintyd",
     "FillOutsideMask",
     "FillOutsideMaskD",
     "FillOutsideMaskDict",

@@ -13,7 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import ImageMetaKey, MetaKeys, TraceKeys, ensure_tuple_rep
+from monai.utils import ImageMetaKey, MetaKeys, TraceKeys, convert_to_tensor, ensure_tuple_rep
 from torch.utils.data import get_worker_info
 
 from monai_reg_ext.transforms.load_pair import LoadPaird
@@ -50,6 +50,8 @@ class RegisterPaird(MapTransform, InvertibleTransform):
             ``"bilinear"`` for the image and ``"nearest"`` for all others.
         ddf_key: where the total field goes, a MetaTensor ``(3, I, J, K)`` float32 with the fixed affine, in voxels of
             the fixed grid; ``None`` for nowhere.
+        uncertainty_key: where the standard deviation of the displacement goes, a MetaTensor ``(1, I, J, K)`` float32 in
+            mm, of a method that tells it: a bundle with ``uncertainty=True``. ``None`` for nowhere.
         device: where the network works. ``None`` is what the bundle says, as a rule a GPU where there is one, but the
             CPU in workers of a ``DataLoader``. Results are where the images were.
         settings: config files of the bundle merged into its ``inference.json``, e.g. ``"same_modality"``.
@@ -73,6 +75,7 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         method: str | Path | RegistrationRecipe | Any = "convex_adam",
         mode: str | Sequence[str] | None = None,
         ddf_key: str | None = "ddf",
+        uncertainty_key: str | None = None,
         device: torch.device | str | None = None,
         settings: Sequence[str | Path] | str | Path = (),
         allow_folding: bool = True,
@@ -85,6 +88,7 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         self.fixed_key = fixed_key
         self.modes = _modes(mode, len(self.keys))
         self.ddf_key = ddf_key
+        self.uncertainty_key = uncertainty_key
         self.device = device
         self.allow_folding = allow_folding
         self._config: dict[str, Any] | None = None
@@ -122,6 +126,8 @@ class RegisterPaird(MapTransform, InvertibleTransform):
             out[key] = self._register(out[key], fixed, mode=mode, field=field, backward=backward)
         if self.ddf_key is not None:
             out[self.ddf_key] = MetaTensor(field.ddf, meta=_meta_on_fixed(fixed, fixed))
+        if self.uncertainty_key is not None:
+            out[self.uncertainty_key] = MetaTensor(_uncertainty(result), meta=_meta_on_fixed(fixed, fixed))
         return out
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -180,6 +186,15 @@ class RegisterPaird(MapTransform, InvertibleTransform):
             backward, residual = field.inverse(affine, size, allow_folding=True)
             LOGGER.warning("approximate inverse, mean residual %.3g voxels: %s", residual, error)
             return backward
+
+
+def _uncertainty(result: Mapping[Hashable, Any]) -> torch.Tensor:
+    if "uncertainty" not in result:
+        raise ValueError(
+            "uncertainty_key is given, but the method tells none. Give a bundle that knows it uncertainty=True, "
+            "or leave the key away."
+        )
+    return convert_to_tensor(result["uncertainty"], track_meta=False)
 
 
 def _return(key: Hashable, volume: MetaTensor, backward: SpatialDisplacement, traced: dict[str, Any]) -> MetaTensor:

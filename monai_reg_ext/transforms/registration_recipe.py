@@ -36,7 +36,8 @@ class RegistrationRecipe:
         network: ``(1, 2C, I, J, K) -> (1, 3, I, J, K)``, ddf on the working grid. Where its ``forward`` has arguments
             ``moving_mask`` and ``fixed_mask`` it gets the ``<side>_mask_working`` that the preparation made.
         completion: from ``pred``, the network's result, to ``pred``, the total ddf on the fixed grid; where it also
-            makes ``pred_inverse`` on the moving grid, this is the way back.
+            makes ``pred_inverse`` on the moving grid, this is the way back, and ``uncertainty`` the ddf's standard
+            deviation in mm.
         device: where the network works; ``None`` is where the pair is.
     """
 

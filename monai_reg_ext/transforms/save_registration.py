@@ -36,7 +36,7 @@ class SaveRegistrationd(Transform):
                                                     ANTs and Slicer apply it to the original moving image
     ``inverse_field.nii.gz``  ``pred_inverse``      the same of the opposite direction, on its own grid: for the
                                                     original fixed image
-    ``uncertainty.nii.gz``    ``uncertainty``       float32, on its own grid
+    ``uncertainty.nii.gz``    ``uncertainty``       standard deviation of the displacement, float32, mm
     ========================  ====================  ==============================================================
 
     ``pred`` is needed and is the total displacement on the fixed grid, with the fixed affine; other keys are written

@@ -11,19 +11,33 @@ from monai.transforms import MapTransform
 
 __all__ = ["SplitDirectionsD", "SplitDirectionsDict", "SplitDirectionsd"]
 
+# parts behind the field itself, by the number of all channels
+PARTS = {6: {"backward": 3}, 9: {"covariance": 6}, 12: {"backward": 3, "covariance": 6}}
+
 
 class SplitDirectionsd(MapTransform):
-    """Take the two fields apart that a symmetric network returns side by side.
+    """Take apart what a network returns side by side: the field, that of the opposite direction, the covariance.
 
-    Of ``(6, i, j, k)`` under ``<key>`` the first three channels, the field, stay there; the others, the field of the
-    opposite direction, go to ``<key>_backward``. A field ``(3, i, j, k)`` passes unchanged.
+    ========  =========  ==================  ====================
+    channels  ``<key>``  ``<key>_backward``  ``<key>_covariance``
+    ========  =========  ==================  ====================
+    3         all
+    6         0 to 2     3 to 5
+    9         0 to 2                         3 to 8
+    12        0 to 2     3 to 5              6 to 11
+    ========  =========  ==================  ====================
+
+    Which of them a network returns say ``symmetric`` and ``uncertainty`` of
+    :py:class:`monai_reg_ext.networks.nets.RegistrationNet`.
     """
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         out = dict(data)
         for key in self.key_iterator(out):
-            if out[key].shape[0] == 6:
-                out[key], out[f"{key}_backward"] = out[key].split(3)
+            parts = PARTS.get(len(out[key]), {})
+            if parts:
+                out[key], *others = out[key].split([3, *parts.values()])
+                out |= {f"{key}_{name}": part for name, part in zip(parts, others, strict=True)}
         return out
 
 

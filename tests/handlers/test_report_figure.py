@@ -135,6 +135,27 @@ def test_the_caption_reads_metrics_before_and_after(metrics, caption):
     assert texts(figure_of(metrics=metrics, title="A__B"))[:2] == ["A__B", caption]
 
 
+def test_chosen_columns_stand_in_the_order_of_the_report_with_their_own_legends():
+    label = torch.zeros(1, *SIZE, dtype=torch.int32)
+    label[:, 3, 4, 5] = 1
+
+    figure = figure_of(warped_label=label, columns=["Warped grid", "Difference after", "Fixed"])
+
+    assert list(columns(figure)) == ["Fixed", "Difference after", "Warped grid"]
+    assert [len(column) for column in columns(figure).values()] == [3] * 3
+    (bar,) = (axes for axes in figure.axes if axes.get_xticklabels())
+    assert [text.get_text() for text in bar.get_xticklabels()] == ["moving brighter", "0", "fixed brighter"]
+    box, panel = bar.get_position(), columns(figure)["Difference after"][0].get_position()
+    assert box.x0 <= panel.x0 < panel.x1 <= box.x1 < columns(figure)["Warped grid"][0].get_position().x0
+    assert any("grid on moving" in text for text in texts(figure))
+    assert not any(word in text for text in texts(figure) for word in ("labels", "tiles", "folded"))
+
+
+def test_a_column_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"columns must be among Fixed, .*; got 'Before'"):
+        figure_of(columns=["Fixed", "Before"])
+
+
 def test_legends_name_the_labels_that_are_there():
     label = torch.zeros(1, *SIZE, dtype=torch.int32)
     label[:, 4:9, 4:9, 4:9] = 1

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from monai_reg_ext.handlers import ReportHandler, report_handler
+from monai_reg_ext.handlers import ReportHandler
 
 SIZE = (10, 12, 8)
 AFFINE = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))
@@ -69,8 +70,9 @@ def test_the_report_shows_the_pair_with_its_metrics_and_labels(tmp_path, monkeyp
         drawn.update(fixed=fixed, moving=moving, warped=warped, ddf=ddf, **options)
         return original(fixed, moving, warped, ddf, **options)
 
-    original = report_handler.report_figure
-    monkeypatch.setattr(report_handler, "report_figure", record)
+    module = import_module("monai_reg_ext.handlers.report_png")
+    original = module.report_figure
+    monkeypatch.setattr(module, "report_figure", record)
     label, metrics = (volume() > 0.5).int(), {"sdlogj": 0.25}
     item = {**batch_item("a__b"), "fixed_label": label, "warped": "replaced by the output"}
     output = {**output_item(), "warped_label": label, "metrics": metrics}

@@ -38,6 +38,7 @@ def register(
       --fixed_label, --moving_label    label maps, to measure Dice and HD95
       --fixed_points, --moving_points  landmarks, to measure the distance; --points_space ras|lps|voxel
       --initial HOW            auto, headers, centres, mass, rigid, affine, or transform files (A,B)
+      --uncertainty            also how far the field may be off, in mm: uncertainty.nii.gz
       --device cpu|cuda:0      by default the GPU where there is one
       --overwrite              replace results that other settings or scans left in DIR
       --ID VALUE               any value of the bundle's config, e.g. --network_def#passes 2

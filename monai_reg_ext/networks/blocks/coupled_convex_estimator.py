@@ -14,9 +14,13 @@ from monai_reg_ext.networks.layers.cells_inside import cells_inside
 from monai_reg_ext.networks.layers.coupled_convex import COUPLINGS, coupled_convex
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
 from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
+from monai_reg_ext.networks.layers.residual_covariance import LABEL_VARIANCE, residual_covariance
 from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
 
 __all__ = ["CoupledConvexEstimator"]
+
+# what the smoothing leaves of a label's variance, as measured where residual_covariance was
+_ROUNDING_VARIANCE = LABEL_VARIANCE / 3
 
 
 class CoupledConvexEstimator(nn.Module):
@@ -104,6 +108,40 @@ class CoupledConvexEstimator(nn.Module):
         forward, backward = self._search_both(fixed, moving, fixed_mask, moving_mask)
         return make_inverse_consistent(forward, backward, self.inverse_consistency, self.compat)
 
+    def covariance(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        refined: bool = True,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """How far a registration may be off, from another look at its result, see :py:func:`residual_covariance`.
+
+        The errors of any method can be judged so, not only those of this search, as far as they are the features'
+        fault: displacements beyond its window go unnoticed.
+
+        Args:
+            fixed: ``(B, F, i, j, k)`` features.
+            moving: the same of the **registered** moving image.
+            refined: whether a refiner has worked on the field. If not, the search's counting in whole cells adds to the
+                errors, that of expected displacements no less.
+            fixed_mask: ``(B, 1, i, j, k)``, see the class.
+            moving_mask: the same of the registered moving image.
+
+        Returns:
+            ``(B, 6, i, j, k)`` covariance of the displacement in cells squared, entries 00, 01, 02, 11, 12, 22. No
+            gradients.
+        """
+        self._check_window(fixed.shape[2:])
+        fixed, moving = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
+        masks = [None] * len(fixed) if fixed_mask is None else fixed_mask.split(1)
+        volumes = (self._volume(*sides) for sides in zip(fixed.split(1), moving.split(1), masks, strict=True))
+        covariance = torch.cat([residual_covariance(volume, volume.mask) for volume in volumes])
+        if not refined:
+            covariance[:, [0, 3, 5]] += _ROUNDING_VARIANCE
+        return covariance
+
     def _search_both(
         self,
         fixed: torch.Tensor,
@@ -125,7 +163,18 @@ class CoupledConvexEstimator(nn.Module):
         moving_mask: torch.Tensor | None = None,
         symmetric: bool = False,
     ) -> torch.Tensor:
-        volume = SSDCostVolume(
+        volume = self._volume(fixed, moving, fixed_mask, moving_mask, symmetric)
+        return coupled_convex(volume, self.couplings, self.sharpness, self.compat, volume.mask)
+
+    def _volume(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None,
+        moving_mask: torch.Tensor | None = None,
+        symmetric: bool = False,
+    ) -> SSDCostVolume:
+        return SSDCostVolume(
             fixed,
             moving,
             self.half_width,
@@ -135,7 +184,6 @@ class CoupledConvexEstimator(nn.Module):
             fixed_mask=None if fixed_mask is None else cells_inside(fixed_mask),
             moving_mask=None if moving_mask is None else cells_inside(moving_mask),
         )
-        return coupled_convex(volume, self.couplings, self.sharpness, self.compat, volume.mask)
 
     def _check_window(self, cells: Sequence[int]) -> None:
         if any(reach >= extent for reach, extent in zip(self.half_width, cells, strict=True)):

@@ -19,9 +19,11 @@ from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .pool_to_grid import pool_to_grid
+from .residual_covariance import residual_covariance
 from .solve_backward import solve_backward
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
 from .translation_search import TranslationSearch
+from .upsample_covariance import upsample_covariance
 from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
 from .warp import identity_grid, sample, warp
 
@@ -52,9 +54,11 @@ __all__ = [
     "pool_to_grid",
     "reference_stretch",
     "regrid_ddf",
+    "residual_covariance",
     "sample",
     "solve_backward",
     "ssd_cost_volume",
+    "upsample_covariance",
     "upsample_ddf",
     "warp",
 ]

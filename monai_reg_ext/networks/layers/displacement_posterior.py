@@ -9,11 +9,9 @@ from typing import NamedTuple
 import torch
 
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
+from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ENTRIES, ROWS, matrices_of
 
 __all__ = ["DisplacementPosterior", "displacement_posterior"]
-
-_ROWS, _COLUMNS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
-_SYMMETRIC = ((0, 1, 2), (1, 3, 4), (2, 4, 5))
 
 
 class DisplacementPosterior(NamedTuple):
@@ -52,7 +50,7 @@ def displacement_posterior(
     coarse_ddf = coarse_ddf.to(cost_volume.labels)
     mean, covariance, log_sum = displacement_moments(cost_volume, coarse_ddf, coupling, sharpness)
     log_sum = log_sum[:, 0] - sharpness * coupling * coarse_ddf.square().sum(1)
-    return DisplacementPosterior(mean, covariance[:, _SYMMETRIC], log_sum)
+    return DisplacementPosterior(mean, matrices_of(covariance), log_sum)
 
 
 def displacement_moments(
@@ -72,13 +70,13 @@ def displacement_moments(
             update_moments(cost, labels, coarse_ddf, coupling, sharpness, peak, moments)
     total, first, second = moments.split([1, 3, 6], 1)
     mean = first / total
-    covariance = second / total - mean[:, _ROWS] * mean[:, _COLUMNS]
+    covariance = second / total - mean[:, ROWS] * mean[:, COLUMNS]
     return mean, covariance, peak + total.log()
 
 
 def covariance_times(covariance: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """Product of the six entries ``(B, 6, i, j, k)`` of symmetric matrices with vectors ``(B, 3, i, j, k)``."""
-    return torch.stack([(covariance[:, row] * vector).sum(1) for row in _SYMMETRIC], 1)
+    return torch.stack([(covariance[:, row] * vector).sum(1) for row in ENTRIES], 1)
 
 
 def update_moments(
@@ -106,7 +104,7 @@ def update_moments(
     flat_peak, flat_moments = peak.flatten(2), moments.flatten(2)
     new_peak = torch.maximum(flat_peak, weights.amax(1, keepdim=True))
     weights.sub_(new_peak).exp_()
-    monomials = torch.cat([torch.ones_like(labels[:, :1]), labels, labels[:, _ROWS] * labels[:, _COLUMNS]], 1)
+    monomials = torch.cat([torch.ones_like(labels[:, :1]), labels, labels[:, ROWS] * labels[:, COLUMNS]], 1)
     flat_moments.mul_((flat_peak - new_peak).exp_()).baddbmm_(monomials.T.expand(len(cost), -1, -1), weights)
     flat_peak.copy_(new_peak)
 

@@ -17,6 +17,7 @@ from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.upsample_covariance import upsample_covariance
 from monai_reg_ext.networks.layers.upsample_ddf import regrid_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import warp
 
@@ -45,6 +46,8 @@ class RegistrationNet(nn.Module):
             exchanging them exchanges the fields.
         consistency: rounds that bring the two fields of a symmetric registration together after each pass, see
             :py:func:`make_inverse_consistent`.
+        uncertainty: give the covariance of the field besides; needs an estimator with a method ``covariance``, see
+            :py:meth:`covariance`.
 
     Shape:
         - image: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
@@ -53,12 +56,14 @@ class RegistrationNet(nn.Module):
           replaced before, see :py:class:`monai_reg_ext.transforms.FillOutsideMask`.
         - output: ddf ``(B, 3, I, J, K)`` float32 in voxels; ``warped(x) = moving(x + ddf(x))``. With ``symmetric``
           ``(B, 6, I, J, K)``: behind it the ddf of the opposite direction, ``warped(x) = fixed(x + inverse_ddf(x))``,
-          in voxels of the same grid.
+          in voxels of the same grid. With ``uncertainty`` six more channels behind the field or fields, ``(B, 9, I, J,
+          K)`` or ``(B, 12, I, J, K)``: the covariance of the first field.
 
     Raises:
         ValueError: when the number of channels is odd, a mask is empty or on another grid, or an estimator's or
             refiner's field is not on its grid.
-        TypeError: when there are masks and the estimator or refiner does not take them.
+        TypeError: when there are masks and the estimator or refiner does not take them; with ``uncertainty`` when the
+            estimator has no covariance.
     """
 
     def __init__(
@@ -71,10 +76,13 @@ class RegistrationNet(nn.Module):
         compat: bool = False,
         symmetric: bool = False,
         consistency: int = 5,
+        uncertainty: bool = False,
     ) -> None:
         super().__init__()
         if passes < 1:
             raise ValueError(f"RegistrationNet needs passes >= 1, got {passes}.")
+        if uncertainty:
+            _check_has_covariance(estimator)
         self.features = features
         self.estimator = estimator
         self.refiners = nn.ModuleList([refiner] if isinstance(refiner, nn.Module) else refiner or ())
@@ -83,6 +91,7 @@ class RegistrationNet(nn.Module):
         self.compat = compat
         self.symmetric = symmetric
         self.consistency = consistency
+        self.uncertainty = uncertainty
 
     def forward(
         self, image: torch.Tensor, moving_mask: torch.Tensor | None = None, fixed_mask: torch.Tensor | None = None
@@ -93,9 +102,14 @@ class RegistrationNet(nn.Module):
                 f"got shape {tuple(image.shape)}. Concatenate them along the channels."
             )
         moving, fixed = image.chunk(2, dim=1)
+        masks = moving_mask, fixed_mask
         if self.symmetric:
-            return torch.cat(self.register_both(moving, fixed, moving_mask, fixed_mask), 1)
-        return self.register(moving, fixed, moving_mask, fixed_mask)
+            output = self.register_both(moving, fixed, *masks)
+        else:
+            output = (self.register(moving, fixed, *masks),)
+        if self.uncertainty:
+            output = (*output, self.covariance(moving, fixed, output[0], *masks))
+        return torch.cat(output, 1) if len(output) > 1 else output[0]
 
     def register(
         self,
@@ -129,20 +143,56 @@ class RegistrationNet(nn.Module):
             ddf, inverse_ddf = make_inverse_consistent(ddf, inverse_ddf, self.consistency, self.compat)
         return ddf, inverse_ddf
 
+    @torch.no_grad()
+    def covariance(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        ddf: torch.Tensor,
+        moving_mask: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """How far a field may be off: the covariance of what is left to find once it has warped the moving image.
+
+        The estimator looks once more, at the registered pair: its ``covariance(fixed, moving features, refined)``, in
+        cells squared. It sees what the features do not tell (noise, edges along which everything looks the same, places
+        without contrast), not what they tell wrongly.
+
+        Args:
+            moving: ``(B, C, I, J, K)``.
+            fixed: ``(B, C, I, J, K)`` on the same grid.
+            ddf: ``(B, 3, I, J, K)`` in voxels, the field that warps ``moving`` onto ``fixed``, of any origin.
+            moving_mask: ``(B, 1, I, J, K)``, not 0 inside.
+            fixed_mask: ``(B, 1, I, J, K)``, not 0 inside.
+
+        Returns:
+            ``(B, 6, I, J, K)`` float32 in voxels squared, entries 00, 01, 02, 11, 12, 22. No gradients.
+
+        Raises:
+            TypeError: when the estimator has no covariance.
+        """
+        _check_has_covariance(self.estimator)
+        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        (view,) = self._views(self._warped(moving_side, ddf), fixed_side, [self.estimator])
+        coarse = view.shown_to(self.estimator.covariance, len(self.refiners) > 0).float()
+        return upsample_covariance(coarse, view.spacing, fixed.shape[2:], self.compat)
+
     def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side) -> torch.Tensor:
-        image = as_feature_block(self.features).warped(moving.image, ddf)
-        mask = moving.mask if moving.mask is None else warp(moving.mask, ddf, mode="nearest")
-        return compose_ddf(ddf, self._register_once(_Side(image, mask), fixed))
+        return compose_ddf(ddf, self._register_once(self._warped(moving, ddf), fixed))
+
+    def _warped(self, side: _Side, ddf: torch.Tensor) -> _Side:
+        mask = side.mask if side.mask is None else warp(side.mask, ddf, mode="nearest")
+        return _Side(as_feature_block(self.features).warped(side.image, ddf), mask)
 
     def _register_once(self, moving: _Side, fixed: _Side) -> torch.Tensor:
         size = fixed.image.shape[2:]
-        views = self._views(moving, fixed)
+        views = self._views(moving, fixed, [self.estimator, *self.refiners])
         coarse_ddf = self._refined(views[0].shown_to(self.estimator), views, size)
         return self._at_full_size(coarse_ddf, views, size)
 
     def _register_both_once(self, moving: _Side, fixed: _Side) -> tuple[torch.Tensor, torch.Tensor]:
         size = fixed.image.shape[2:]
-        views = self._views(moving, fixed)
+        views = self._views(moving, fixed, [self.estimator, *self.refiners])
         opposite = [view.swapped() for view in views]
         if hasattr(self.estimator, "both"):
             forward, backward = views[0].shown_to(self.estimator.both)
@@ -152,10 +202,9 @@ class RegistrationNet(nn.Module):
         forward, backward = make_inverse_consistent(forward, backward, self.consistency, self.compat)
         return self._at_full_size(forward, views, size), self._at_full_size(backward, views, size)
 
-    def _views(self, moving: _Side, fixed: _Side) -> list[_View]:
-        """What the estimator sees of the pair, and what each refiner sees."""
+    def _views(self, moving: _Side, fixed: _Side, stages: Sequence[nn.Module]) -> list[_View]:
+        """What each stage sees of the pair."""
         size = fixed.image.shape[2:]
-        stages = [self.estimator, *self.refiners]
         spacings = [tuple(stage.spacing(size)) for stage in stages]
         # two stages on one grid share their features
         grids = list(dict.fromkeys(spacings))
@@ -200,11 +249,19 @@ class _View(NamedTuple):
     def swapped(self) -> _View:
         return _View(self.spacing, self.moving, self.fixed, self.moving_mask, self.fixed_mask)
 
-    def shown_to(self, stage: Callable, *coarse_ddf: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def shown_to(self, stage: Callable, *more: torch.Tensor | bool) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if self.fixed_mask is None and self.moving_mask is None:
-            return stage(self.fixed, self.moving, *coarse_ddf)
+            return stage(self.fixed, self.moving, *more)
         _check_takes_masks(stage)
-        return stage(self.fixed, self.moving, *coarse_ddf, fixed_mask=self.fixed_mask, moving_mask=self.moving_mask)
+        return stage(self.fixed, self.moving, *more, fixed_mask=self.fixed_mask, moving_mask=self.moving_mask)
+
+
+def _check_has_covariance(estimator: nn.Module) -> None:
+    if not hasattr(estimator, "covariance"):
+        raise TypeError(
+            f"{type(estimator).__name__} knows no uncertainty: it needs a method covariance(fixed, moving, refined). "
+            "Set uncertainty to false, or choose another estimator, e.g. CoupledConvexEstimator."
+        )
 
 
 def _check_takes_masks(stage: Callable) -> None:

@@ -13,7 +13,9 @@ from monai_reg_ext.networks.layers import cost_volume
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
 from monai_reg_ext.networks.layers.coupled_convex import coupled_convex
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
+from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.residual_covariance import residual_covariance
 from monai_reg_ext.networks.layers.ssd_cost_volume import SSDCostVolume
 from monai_reg_ext.networks.layers.warp import warp
 
@@ -316,3 +318,86 @@ def test_features_are_learned_through_the_expected_displacement(shifted_pair):
         optimizer.step()
 
     assert loss() < before / 2
+
+
+DIAGONAL = [0, 3, 5]
+
+
+def test_the_covariance_is_that_of_what_is_left_in_the_window():
+    fixed, moving = torch.randn(2, 1, 4, 7, 5, 6)
+    estimator = CoupledConvexEstimator(2, (2, 1, 3))
+
+    covariance = estimator.covariance(fixed, moving)
+
+    assert torch.equal(covariance, residual_covariance(SSDCostVolume(fixed, moving, (2, 1, 3))))
+
+
+def test_with_masks_the_covariance_goes_on_beyond_the_fixed_one():
+    fixed, moving = torch.randn(2, 1, 4, 14, 11, 12)
+    masks = torch.zeros(2, 1, 1, 14, 11, 12)
+    masks[0, ..., 3:8, 4:8, 2:9] = masks[1, ..., 4:9, 3:7, 3:10] = 1
+
+    covariance = CoupledConvexEstimator(2, 1).covariance(fixed, moving, True, *masks)
+
+    volume = SSDCostVolume(*add_mask_channel(fixed, moving, *masks, 4.0), (1, 1, 1), fixed_mask=masks[0])
+    assert torch.equal(covariance, residual_covariance(volume, masks[0]))
+
+
+def test_a_field_that_no_refiner_polished_has_the_rounding_to_cells_besides():
+    fixed, moving = torch.randn(2, 1, 4, 7, 5, 6)
+    estimator = CoupledConvexEstimator(2, 2)
+
+    rounding = estimator.covariance(fixed, moving, refined=False) - estimator.covariance(fixed, moving)
+
+    # of 1/12, the variance of what rounding takes off, the smoothing leaves a third
+    torch.testing.assert_close(rounding[:, DIAGONAL], torch.full((1, 3, 7, 5, 6), 1 / 36))
+    assert not rounding[:, [1, 2, 4]].any()
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_items_of_a_batch_have_the_covariance_that_they_have_alone(with_masks):
+    fixed, moving = torch.randn(2, 2, 4, 7, 5, 6)
+    fixed[1] *= 3  # another scale
+    masks = [(torch.rand(2, 1, 7, 5, 6) > 0.3).float() for _ in range(2)] if with_masks else []
+    estimator = CoupledConvexEstimator(2, 2)
+
+    covariance = estimator.covariance(fixed, moving, True, *masks)
+
+    for item in range(2):
+        one = slice(item, item + 1)
+        alone = estimator.covariance(fixed[one], moving[one], True, *(mask[one] for mask in masks))
+        torch.testing.assert_close(covariance[one], alone)
+
+
+def test_features_outside_both_masks_have_no_influence_on_the_covariance():
+    fixed, moving = torch.randn(2, 1, 4, 14, 11, 12)
+    masks = torch.zeros(2, 1, 1, 14, 11, 12)
+    masks[0, ..., 3:8, 4:8, 2:9] = masks[1, ..., 4:9, 3:7, 3:10] = 1
+    estimator = CoupledConvexEstimator(2, 1, mask_penalty=1e3)
+
+    covariance = estimator.covariance(fixed, moving, True, *masks)
+
+    other = [
+        torch.where(mask > 0, side, torch.randn_like(side)) for mask, side in zip(masks, (fixed, moving), strict=True)
+    ]
+    inside = masks[0].bool().expand(1, 6, -1, -1, -1)
+    torch.testing.assert_close(
+        estimator.covariance(*other, True, *masks)[inside], covariance[inside], rtol=1e-3, atol=1e-5
+    )
+    assert (estimator.covariance(*other) / estimator.covariance(fixed, moving) - 1)[inside].abs().max() > 0.1
+
+
+def test_the_covariance_of_flipped_features_is_flipped():
+    fixed = torch.randn(1, 4, 6, 7, 10)
+    moving = fixed + 0.5 * torch.randn_like(fixed)
+    estimator = CoupledConvexEstimator(half_width=(2, 1, 2))
+
+    flipped_back = estimator.covariance(fixed.flip(3), moving.flip(3)).flip(3)
+
+    flipped_back[:, [1, 4]] *= -1  # one of whose two axes is the flipped one
+    torch.testing.assert_close(flipped_back, estimator.covariance(fixed, moving), rtol=1e-4, atol=1e-6)
+
+
+def test_a_window_beyond_the_control_grid_has_no_covariance_either():
+    with pytest.raises(ValueError, match="reaches beyond a control grid"):
+        CoupledConvexEstimator(2, (1, 4, 1)).covariance(torch.zeros(1, 2, 5, 4, 6), torch.zeros(1, 2, 5, 4, 6))

@@ -1,0 +1,419 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from PIL import Image
+
+from monai_reg_ext.handlers.report_layout import ReportLayout
+from monai_reg_ext.handlers.validation_picture import COLUMNS, DOTS_PER_INCH
+
+SIZE = (30, 26, 28)
+NETWORK = {"network_def#filters": [4, 6, 8, 8]}
+SEMANTIC = {**NETWORK, "patch": [24, 24, 24], "epochs": 1, "steps_per_epoch": 3, "val_interval": 1, "amp": False}
+TRAINING = {
+    "semantic_folds": 2,
+    "semantic_options": SEMANTIC,
+    "epochs": 2,
+    "pairs_per_epoch": 2,
+    "val_interval": 1,
+    "val_cases": 2,
+    "network_def#estimator#half_width": 2,
+}
+MLFLOW = find_spec("mlflow") is not None
+METRICS = ["dice", "hd95", "sdlogj", "folding_percent"]
+
+
+def subject(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scan and its label map: two balls of their own brightness (1, 2) in a body, somewhere else in every subject."""
+    generator = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*map(np.arange, SIZE), indexing="ij"), -1) - generator.uniform(-1.5, 1.5, 3)
+    label = np.zeros(SIZE, dtype=np.uint8)
+    label[np.linalg.norm(grid - [10, 13, 13], axis=-1) < 5] = 1
+    label[np.linalg.norm(grid - [20, 12, 15], axis=-1) < 4] = 2
+    body = np.linalg.norm((grid - [15, 13, 14]) / [14, 12, 13], axis=-1) < 1
+    scan = body * (40.0 + np.array([0, 60, 30])[label] + generator.normal(0, 2, SIZE))
+    return scan.astype(np.float32), label
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Six training cases and one validation pair in the form of Learn2Reg, voxels of unequal sizes."""
+    folder = tmp_path_factory.mktemp("Balls")
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir()
+    affine = np.diag([1.5, -2.0, 1.0, 1.0])
+    for case in range(8):
+        for kind, array in zip(("imagesTr", "labelsTr"), subject(case), strict=True):
+            nib.save(nib.Nifti1Image(array, affine), folder / kind / f"Balls_{case:04d}_0000.nii.gz")
+    cases = [
+        {kind[:5]: f"./{kind}/Balls_{case:04d}_0000.nii.gz" for kind in ("imagesTr", "labelsTr")} for case in range(8)
+    ]
+    pair = {"fixed": cases[6]["image"], "moving": cases[7]["image"]}
+    content = {"name": "Balls", "labels": {"0": {"1": "left", "2": "right"}}, "training": cases}
+    (folder / "Balls_dataset.json").write_text(json.dumps({**content, "registration_val": [pair]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(bundles_dir) -> Path:
+    return bundles_dir / "fused_convex"
+
+
+def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / name) for name in configs],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **overrides,
+    )
+
+
+def run(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
+    running = workflow(bundle, *configs, kind=kind, **overrides)
+    running.initialize()
+    running.run()
+    running.finalize()
+    return running
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, dataset, tmp_path_factory) -> Path:
+    """Output of one whole training, tracked by all that is installed."""
+    output = tmp_path_factory.mktemp("training")
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
+    run(bundle, "train.json", kind="train", **options)
+    return output
+
+
+@pytest.fixture(scope="module")
+def untracked(bundle, dataset, tmp_path_factory) -> Path:
+    """Output of the same training with all tracking switched off."""
+    output = tmp_path_factory.mktemp("untracked")
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output)}
+    run(bundle, "train.json", kind="train", **options, tensorboard=False, pictures=False)
+    return output
+
+
+def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_weights(bundle, dataset, trained):
+    # cases 6 and 7 are validation
+    predictions = sorted(path.name for path in (trained / "semantic" / "predictions").iterdir())
+    assert predictions == [f"Balls_{case:04d}_0000.nii.gz" for case in range(6)]
+    predicted = nib.load(trained / "semantic" / "predictions" / predictions[0])
+    image = nib.load(dataset / "imagesTr" / predictions[0])
+    assert predicted.shape == image.shape
+    np.testing.assert_allclose(predicted.affine, image.affine)
+    assert set(np.unique(predicted.dataobj)) <= {0, 1, 2}
+
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    segmentation = torch.load(trained / "semantic" / "all" / "model.pt", weights_only=True)
+    fusion = torch.load(trained / "best.pt", weights_only=True)
+    assert len(weights) == len(segmentation) + len(fusion)
+    for name, value in segmentation.items():
+        assert torch.equal(weights[f"features.features.parts.1.network.{name}"], value)
+    assert all(torch.equal(weights[name], value) for name, value in fusion.items())
+
+
+def test_a_training_goes_on_where_it_stopped(bundle, dataset, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "again")
+    options = {**TRAINING, "epochs": 3, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "again")}
+
+    resumed = run(bundle, "train.json", kind="train", **options)
+
+    assert resumed.parser.get_parsed_content("train#trainer").state.iteration == 3 * 2
+    assert (tmp_path / "again" / "checkpoints" / "checkpoint_epoch=3.pt").is_file()
+    assert [row["epoch"] for row in table(tmp_path / "again")] == ["1", "2", "3"]
+    assert table(tmp_path / "again")[:2] == table(trained)
+
+
+def test_the_same_seed_trains_the_same_weights_whatever_tracks_it(trained, untracked):
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, untracked))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "training.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in table(folder)]
+
+
+def test_the_log_of_a_training_needs_no_package(untracked):
+    columns = ["epoch", "loss", "learning_rate", "seconds"]
+
+    assert list(table(untracked)[0]) == [*columns, *METRICS]
+    # half a cosine over two epochs
+    assert column(untracked, "learning_rate") == pytest.approx([0.01, 0.005])
+    summary = json.loads((untracked / "training.json").read_text())
+    assert summary["best"]["dice"] == max(column(untracked, "dice"))
+    assert summary["seed"] == 0
+    assert list(table(untracked / "semantic" / "fold0")[0]) == [*columns, "dice"]
+    assert list(table(untracked / "semantic" / "all")[0]) == columns
+
+
+def test_switched_off_tracking_leaves_no_files(untracked):
+    kept = {"best.pt", "model.pt", "training.csv", "training.json", "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+
+    files = {path.name for path in untracked.rglob("*") if path.is_file() and path.parent.name != "predictions"}
+
+    assert files == kept
+
+
+def events(folder: Path):
+    """What TensorBoard would show of a training."""
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    module = pytest.importorskip(name, reason="tensorboard is not installed")
+    return module.EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def test_tensorboard_shows_losses_learning_rate_metrics_and_the_pair(trained):
+    shown = events(trained)
+
+    steps, losses = zip(*((event.step, event.value) for event in shown.Scalars("train_loss")), strict=True)
+    assert steps == (1, 2, 3, 4)
+    assert column(trained, "loss") == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [event.value for event in shown.Scalars("learning_rate")] == pytest.approx([0.01, 0.01, 0.005, 0.005])
+    for name in ("loss", *METRICS):
+        assert [event.step for event in shown.Scalars(name)] == [1, 2]
+        assert [event.value for event in shown.Scalars(name)] == pytest.approx(column(trained, name))
+    assert [event.step for event in shown.Images("validation_pair")] == [1, 2]
+    assert shown.Tags()["tensors"] == ["summary/text_summary"]
+    for name, validated in (("fold0", {"dice"}), ("all", set())):
+        scalars = set(events(trained / "semantic" / name).Tags()["scalars"])
+        assert scalars == {"train_loss", "learning_rate", "loss"} | validated
+
+
+@pytest.mark.skipif(not MLFLOW, reason="mlflow is not installed")
+def test_mlflow_keeps_a_run_per_training_with_metrics_log_and_pictures(trained):
+    with sqlite3.connect(trained / "mlruns.db") as database:
+        runs = dict(database.execute("SELECT name, artifact_uri FROM runs WHERE status = 'FINISHED'"))
+        query = "SELECT value FROM runs JOIN metrics USING (run_uuid) WHERE name = ? AND key = ? ORDER BY step"
+
+        def logged(folder: Path, name: str) -> list[float]:
+            return [value for (value,) in database.execute(query, (str(folder), name))]
+
+        folds = [trained / "semantic" / name for name in ("fold0", "fold1")]
+        assert set(runs) == {str(folder) for folder in (trained, *folds, trained / "semantic" / "all")}
+        assert all(logged(trained, name) == column(trained, name) for name in ("loss", *METRICS))
+        assert all(logged(fold, name) == column(fold, name) for fold in folds for name in ("loss", "dice"))
+    artifacts = Path(runs[str(trained)].removeprefix("file://"))
+    assert (artifacts / "training.csv").read_text() == (trained / "training.csv").read_text()
+    assert sorted(path.name for path in (artifacts / "pictures").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+
+
+def test_pictures_show_how_registration_reduces_the_difference(trained):
+    layout = ReportLayout([(52, 45), (28, 45), (28, 52)], len(COLUMNS))  # mm of axial, coronal and sagittal slices
+    with Image.open(trained / "pictures" / "epoch_0002.png") as image:
+        pixels = np.asarray(image.convert("L"), dtype=float)
+
+    def brightness(heading: str) -> float:
+        left, top = layout.left(COLUMNS.index(heading)), layout.middle(0) - layout.row_heights[0] / 2
+        right, bottom = left + layout.column_width, layout.middle(2) + layout.row_heights[2] / 2
+        left, top, right, bottom = (round(DOTS_PER_INCH * inches) for inches in (left, top, right, bottom))
+        return pixels[top:bottom, left:right].mean()
+
+    # on a dark page what differs shines
+    assert brightness("Difference before") > 1.2 * brightness("Difference after")
+
+
+def test_predictions_of_another_network_train_the_fusion_alone(bundle, dataset, tmp_path):
+    labels = str(dataset / "labelsTr")
+
+    run(
+        bundle,
+        "train.json",
+        kind="train",
+        **{**TRAINING, "epochs": 1},
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        predictions_dir=labels,
+    )
+
+    assert all(name.startswith("features.fusion.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
+    assert not (tmp_path / "semantic").exists()
+
+
+def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tmp_path):
+    options = {
+        **TRAINING,
+        "mlflow": MLFLOW,
+        "dataset_dir": dataset,
+        "output_dir": tmp_path,
+        "bundle_root": bundle,
+        "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
+        "meta_file": bundle / "configs" / "metadata.json",
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+    done = subprocess.run(
+        [*launcher, "-m", "monai.bundle", "run", *arguments], capture_output=True, text=True, timeout=600
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    # each process takes half of the pairs of an epoch
+    checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=2.pt", weights_only=False)
+    assert checkpoint["trainer"]["iteration"] == 2
+    assert (tmp_path / "model.pt").is_file()
+    assert json.loads((tmp_path / "training.json").read_text())["processes"] == 2
+    assert [path.name for path in sorted((tmp_path / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
+    assert len(list((tmp_path / "tensorboard").glob("*"))) == (find_spec("tensorboard") is not None)
+    if MLFLOW:
+        with sqlite3.connect(tmp_path / "mlruns.db") as database:
+            names = [name for (name,) in database.execute("SELECT name FROM runs")]
+        assert len(names) == len(set(names)) == 1 + 3  # the fusion, two folds, all cases
+
+
+@pytest.mark.parametrize("settings", [(), ("search_only.json",), ("semantic.json",), ("concatenated.json",)])
+def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, tmp_path, settings):
+    options = {"labels": [0, 1, 2], "weights": str(trained / "model.pt"), "segmentation_def#filters": [4, 6, 8, 8]}
+
+    run(
+        bundle,
+        *("inference.json", *settings, "evaluate.json"),
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        **options,
+    )
+
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert not row["error"]
+    assert 0 < float(row["dice"]) <= 100
+
+
+def test_predictions_from_files_take_the_place_of_the_segmentation_network(bundle, dataset, trained, tmp_path):
+    run(
+        bundle,
+        *("inference.json", "predictions.json", "evaluate.json"),
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        predictions_dir=str(dataset / "labelsTr"),
+        weights=str(trained / "model.pt"),
+    )
+
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["dice"]) > float(row["dice_before"])
+
+
+def test_configs_have_the_properties_that_monai_asks_for(bundle, dataset, trained):
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(trained)}
+    for kind, names in (("infer", ["inference.json"]), ("train", ["train.json"])):
+        running = workflow(bundle, *names, kind=kind, **(options if kind == "train" else {}))
+        running.initialize()
+        assert running.check_properties() == []
+
+
+def test_metadata_and_network_agree(bundle, bundles_dir, tmp_path):
+    metadata = str(bundle / "configs" / "metadata.json")
+    schema = str(Path(__file__).parent / "metadata_schema.json")
+    shutil.copy(schema, tmp_path / "schema.json")
+    verify_metadata(meta_file=metadata, filepath=str(tmp_path / "schema.json"))
+    verify_net_in_out("network_def", metadata, str(bundle / "configs" / "inference.json"))
+
+
+def test_shipped_weights_are_small_and_fit_the_network(bundle):
+    path = bundle / "models" / "model.pt"
+    assert path.stat().st_size < 25e6
+
+    network = workflow(bundle, "inference.json").parser.get_parsed_content("network")
+
+    weights = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def broken(dataset: Path, tmp_path: Path, **changes) -> Path:
+    """A copy of the data whose JSON differs."""
+    copy = tmp_path / "data"
+    shutil.copytree(dataset, copy)
+    json_path = copy / "Balls_dataset.json"
+    content = {**json.loads(json_path.read_text()), **changes}
+    json_path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return copy
+
+
+def training_error(bundle: Path, dataset: Path, tmp_path: Path, **options) -> str:
+    with pytest.raises(SystemExit) as error:
+        run(
+            bundle,
+            "train.json",
+            kind="train",
+            **{**TRAINING, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "output"), **options},
+        )
+    message = str(error.value)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_training_json_without_labels_is_refused(bundle, dataset, tmp_path):
+    assert "names no labels" in training_error(bundle, broken(dataset, tmp_path, labels=None), tmp_path)
+
+
+def test_one_training_case_is_refused(bundle, dataset, tmp_path):
+    one = json.loads((dataset / "Balls_dataset.json").read_text())["training"][:1]
+
+    assert "got 1" in training_error(bundle, broken(dataset, tmp_path, training=one), tmp_path)
+
+
+def test_a_class_that_the_network_does_not_know_is_refused_with_its_file(bundle, dataset, tmp_path):
+    message = training_error(bundle, dataset, tmp_path, labels=[0, 1], semantic_options={**SEMANTIC, "labels": [0, 1]})
+
+    assert "holds the classes [2]" in message
+    assert "Balls_0" in message
+
+
+def test_predictions_that_are_missing_are_named(bundle, dataset, tmp_path):
+    message = training_error(bundle, dataset, tmp_path, predictions_dir="none")
+
+    assert "6 of 6 predicted label maps are missing" in message
+
+
+def test_label_bias_is_measured_with_a_class_that_training_has_not_seen(
+    bundles_dir, dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(bundles_dir.parent / "benchmarks"))
+    label_bias = pytest.importorskip("label_bias", reason="fire is not installed", exc_type=ImportError)
+    options = {
+        **TRAINING,
+        "semantic_folds": 2,
+        "semantic_options": {**SEMANTIC, "network_def#filters": [16, 32, 64, 96]},
+    }
+
+    label_bias.main("", str(dataset), str(tmp_path / "out"), unseen=[2], training=options)
+
+    assert "1 classes seen, not seen: [2]" in capsys.readouterr().out
+    weights = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    # MIND-SSC, background and one class
+    assert weights["features.fusion.0.conv.weight"].shape[1] == 12 + 2
+
+
+def test_a_drawn_half_is_the_same_for_a_seed_and_another_one_for_another(bundles_dir, monkeypatch):
+    monkeypatch.syspath_prepend(str(bundles_dir.parent / "benchmarks"))
+    label_bias = pytest.importorskip("label_bias", reason="fire is not installed", exc_type=ImportError)
+    labels = list(range(21, 48))
+
+    halves = [label_bias.drawn_half(labels, seed) for seed in (0, 0, 1)]
+
+    assert halves[0] == halves[1] != halves[2]
+    assert all(len(set(half)) == 13 and set(half) < set(labels) for half in halves)
