@@ -49,15 +49,14 @@ class Calibration(NamedTuple):
 
     @property
     def expected_error(self) -> float:
-        """Mean difference between predicted and true errors, over the voxels."""
-        return float(np.average(np.abs(self.predicted - self.error), weights=self.counts))
+        """Mean difference between predicted and true errors; every class has equally many voxels."""
+        return float(np.abs(self.predicted - self.error).mean())
 
     @property
     def overall(self) -> tuple[float, float]:
-        """Root mean squares of predicted and true errors, over the voxels."""
-        return tuple(
-            float(np.average(values**2, weights=self.counts) ** 0.5) for values in (self.predicted, self.error)
-        )
+        """Root mean squares of predicted and true errors of all voxels."""
+        predicted, error = (float(np.sqrt(np.mean(values**2))) for values in (self.predicted, self.error))
+        return predicted, error
 
 
 def main(

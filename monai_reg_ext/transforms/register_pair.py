@@ -50,13 +50,13 @@ class RegisterPaird(MapTransform, InvertibleTransform):
             ``"bilinear"`` for the image and ``"nearest"`` for all others.
         ddf_key: where the total field goes, a MetaTensor ``(3, I, J, K)`` float32 with the fixed affine, in voxels of
             the fixed grid; ``None`` for nowhere.
-        uncertainty_key: where the standard deviation of the displacement goes, a MetaTensor ``(1, I, J, K)`` float32 in
-            mm, of a method that tells it: a bundle with ``uncertainty=True``. ``None`` for nowhere.
         device: where the network works. ``None`` is what the bundle says, as a rule a GPU where there is one, but the
             CPU in workers of a ``DataLoader``. Results are where the images were.
         settings: config files of the bundle merged into its ``inference.json``, e.g. ``"same_modality"``.
         allow_folding: whether ``inverse`` may invert a field that folds as well as can be, with a warning.
         allow_missing_keys: whether all keys but the image may be absent.
+        uncertainty_key: where the standard deviation of the displacement goes, a MetaTensor ``(1, I, J, K)`` float32 in
+            mm, of a method that tells it: a bundle with ``uncertainty=True``. ``None`` for nowhere.
         overrides: ids of the bundle's config and their values, e.g. ``initial="affine"`` or
             ``**{"network_def#passes": 2}``.
 
@@ -65,7 +65,8 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         TypeError: for volumes that are no MetaTensors, and hence have no place in space; for a method that is none.
         FileNotFoundError: for an unknown bundle, with the names that exist.
         ValueError: for an unknown mode or config id; for a pair that :py:class:`CheckPaird` refuses; in ``inverse``
-            when a volume is not on the fixed grid, and without ``allow_folding`` when the field folds.
+            when a volume is not on the fixed grid, and without ``allow_folding`` when the field folds; for an
+            ``uncertainty_key`` when the method tells no uncertainty.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         method: str | Path | RegistrationRecipe | Any = "convex_adam",
         mode: str | Sequence[str] | None = None,
         ddf_key: str | None = "ddf",
-        uncertainty_key: str | None = None,
         device: torch.device | str | None = None,
         settings: Sequence[str | Path] | str | Path = (),
         allow_folding: bool = True,
         allow_missing_keys: bool = False,
+        uncertainty_key: str | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

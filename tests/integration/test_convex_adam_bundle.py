@@ -15,11 +15,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import SimpleITK as sitk  # noqa: N813
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from monai_reg_ext.data import phantom_pair, write_points
 
+PHANTOM = {"size": (48, 40, 32), "spacing": (4, 4, 6), "max_displacement_mm": 15}
 SMALL = {
     "network_def#estimator#half_width": 3,
     "network_def#refiner#iterations": 20,
@@ -35,7 +37,7 @@ def bundle(bundles_dir) -> Path:
 def files(tmp_path_factory) -> dict[str, str]:
     """A phantom as files of three formats; the moving scan lies on a cropped, flipped grid of its own."""
     folder = tmp_path_factory.mktemp("scans")
-    pair = phantom_pair(size=(48, 40, 32), spacing=(4, 4, 6), max_displacement_mm=15)
+    pair = phantom_pair(**PHANTOM)
     paths = {}
     for key, suffix in {"fixed": "nii.gz", "moving": "mha", "fixed_label": "nii.gz", "moving_label": "nrrd"}.items():
         nifti = folder / f"{key}.nii.gz"
@@ -164,6 +166,22 @@ def test_a_pair_whose_field_folds_goes_without_inverse(bundle, files, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["inverse_consistency_mm"] is None
 
 
+def test_the_uncertainty_is_about_as_large_as_the_errors_and_larger_where_they_are(bundle, files, tmp_path):
+    run(bundle, "inference.json", output_dir=str(tmp_path), uncertainty=True, inverse="symmetric", **files)
+
+    folder, truth = tmp_path / "fixed__moving", phantom_pair(**PHANTOM)
+    assert {"inverse_field.nii.gz", "uncertainty.nii.gz"} <= {path.name for path in folder.iterdir()}
+    uncertainty, ddf = (nib.load(folder / f"{name}.nii.gz") for name in ("uncertainty", "ddf"))
+    np.testing.assert_allclose(uncertainty.affine, ddf.affine, atol=1e-4)
+    assert uncertainty.shape == ddf.shape[:3]
+    predicted = uncertainty.get_fdata()
+    error = np.moveaxis(ddf.get_fdata(), -1, 0) - truth["true_ddf"].numpy()
+    error = np.sqrt(np.einsum("c,cijk->ijk", np.square([4.0, 4, 6]), error**2))  # mm
+    body = truth["fixed_body"][0].numpy() > 0
+    assert 0.5 < np.sqrt(np.mean(error[body] ** 2) / np.mean(predicted[body] ** 2)) < 2
+    assert scipy.stats.spearmanr(predicted[body], error[body]).statistic > 0.15
+
+
 @pytest.mark.parametrize("config", ["labels.json", "images_and_labels.json"])
 def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
     run(bundle, "inference.json", "evaluate.json", config, output_dir=str(tmp_path), **files, **SMALL)
@@ -174,7 +192,8 @@ def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
 
 
 @pytest.mark.parametrize(
-    "settings", ["same_modality.json", "same_modality_fine.json", "HippocampusMR.json", "LPBA40.json"]
+    "settings",
+    ["search_only.json", "same_modality.json", "same_modality_fine.json", "HippocampusMR.json", "LPBA40.json"],
 )
 def test_settings_merge_behind_inference_and_register(bundle, files, tmp_path, settings):
     run(bundle, "inference.json", "evaluate.json", settings, output_dir=str(tmp_path), **files, **SMALL)

@@ -24,22 +24,28 @@ def covariance_of(errors: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return entries_of(products)[0].view(6, 1, 1, 1).expand(6, *size).float()
 
 
-def test_it_is_the_root_mean_square_length_in_mm_of_errors_with_this_covariance(moving_affine, fixed):
+@pytest.mark.parametrize("shear", [0.0, 0.4])
+def test_it_is_the_root_mean_square_length_in_mm_of_errors_with_this_covariance(shear, moving_affine, fixed):
     # oblique, anisotropic, axes swapped, one flipped; errors longer along one direction than along others
     errors = torch.randn(50, 3, dtype=torch.float64) @ torch.tensor(
         [[2.0, 1, 0], [0, 0.5, -1], [0.3, 0, 1]], dtype=torch.float64
     )
-    working = image((8, 7, 9), moving_affine)
+    sheared = moving_affine.clone()
+    sheared[:3, 0] += shear * moving_affine[:3, 2]  # a gantry that was tilted
+    working = image((8, 7, 9), sheared)
 
     uncertainty = DisplacementUncertainty()(covariance_of(errors, (8, 7, 9)), working, fixed)
 
-    length = (errors @ moving_affine[:3, :3].T).square().sum(1).mean().sqrt()
+    length = (errors @ sheared[:3, :3].T).square().sum(1).mean().sqrt()
     torch.testing.assert_close(uncertainty.as_tensor(), torch.full(uncertainty.shape, length.item()))
 
 
 @pytest.mark.parametrize("entry", range(6))
-def test_every_entry_counts_by_the_angle_and_length_of_its_axes(entry, fixed, fixed_size, fixed_affine):
-    columns = fixed_affine[:3, :3]
+def test_every_entry_counts_by_the_angle_and_length_of_its_axes(entry, fixed_size, fixed_affine):
+    columns = fixed_affine[:3, :3] @ torch.tensor([[1, 0.3, 0], [0, 1, -0.2], [0.1, 0, 1]], dtype=torch.float64)
+    affine = fixed_affine.clone()
+    affine[:3, :3] = columns
+    fixed = image(fixed_size, affine)
     row, column = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)][entry]
     covariance = 3 * ISOTROPIC.expand(6, *fixed_size).clone()
     covariance[entry] += 1

@@ -318,6 +318,26 @@ def test_saveimage_can_resample_the_registered_image_to_the_grid_of_the_fixed_fi
 # --- back to the moving grid ------------------------------------------------------------------------------------------
 
 
+def uncertain(item):
+    return {**DDFToFixedGridd()(item), "uncertainty": item["fixed"] * 0 + 2.5}
+
+
+def test_the_uncertainty_goes_where_it_is_wanted(item, fixed_affine, fixed_size):
+    method = recipe(KnownShiftMM(fixed_affine), uncertain)
+
+    out = RegisterPaird(method=method, uncertainty_key="doubt")(item)
+
+    assert torch.equal(out["doubt"].as_tensor(), torch.full((1, *fixed_size), 2.5))
+    torch.testing.assert_close(out["doubt"].affine, fixed_affine)
+    assert out["doubt"].meta["filename_or_obj"] == "ramp.mha"
+    assert RegisterPaird(method=method)(item).keys() == out.keys() - {"doubt"}
+
+
+def test_an_uncertainty_that_the_method_does_not_tell_is_not_made_up(in_mm, item):
+    with pytest.raises(ValueError, match=r"uncertainty_key is given, .* uncertainty=True"):
+        RegisterPaird(method=in_mm, uncertainty_key="doubt")(item)
+
+
 def test_the_inverse_of_a_shift_by_whole_voxels_gives_back_what_the_fixed_grid_showed(cropped, fixed_size):
     register = RegisterPaird(("moving", "moving_label"), method=recipe(KnownDDF(SHIFT)))
 
