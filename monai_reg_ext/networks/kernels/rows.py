@@ -8,7 +8,7 @@ from numba import njit
 
 from monai_reg_ext.networks.kernels.runtime import JIT
 
-__all__ = ["add_both", "copy_row", "fill_row", "scale_row"]
+__all__ = ["add_both", "add_row", "copy_row", "fill_row", "scale_row"]
 
 # Loops instead of slice assignments and array expressions: those make numba compile for many seconds.
 
@@ -37,3 +37,9 @@ def scale_row(target, factors):  # type: ignore[no-untyped-def]
 def add_both(target, one, other):  # type: ignore[no-untyped-def]
     for k in range(len(target)):
         target[k] += one[k] + other[k]
+
+
+@njit(**JIT)
+def add_row(target, one):  # type: ignore[no-untyped-def]
+    for k in range(len(target)):
+        target[k] += one[k]

@@ -11,12 +11,15 @@ import torch
 from numba import njit
 
 from monai_reg_ext.networks.kernels.banded_filter import Band, filter_planes
-from monai_reg_ext.networks.kernels.rows import copy_row, fill_row, scale_row
+from monai_reg_ext.networks.kernels.paired_points import block_length, memory_offsets, row_inside
+from monai_reg_ext.networks.kernels.rows import copy_row, fill_row
 from monai_reg_ext.networks.kernels.runtime import JIT, in_threads
+from monai_reg_ext.networks.kernels.volume_factors import scale_volume, volume_factors
 
 __all__ = ["write_ssd_chunk"]
 
-_POINTS_IN_CACHE = 2048
+_POINTS_IN_CACHE = 512
+_LABELS_IN_CACHE = 9
 
 
 def write_ssd_chunk(
@@ -31,81 +34,77 @@ def write_ssd_chunk(
 ) -> None:
     """Twin of :py:func:`monai_reg_ext.networks.layers.ssd_cost_volume.write_ssd_chunk`; smoothed while in the cache."""
     directions = len(out) // len(fixed)
-    energies = energy.unflatten(0, (directions, -1)).numpy()
-    costs = out.unflatten(0, (directions, -1)).numpy()
     shifts = displacements.numpy()
-    factors = [_factors(weights, directions) for weights in (mask, normalizer)]
+    # whole arrays: numba makes vector instructions only where it knows that memory is contiguous
+    features = fixed.flatten(2).numpy(), moving.flatten(2).numpy()
+    factors = [volume_factors(weights, directions) for weights in (mask, normalizer)]
     for item in range(len(fixed)):
-        pair = fixed[item].flatten(1).numpy(), moving[item].flatten(1).numpy()
-        of_item = energies[:, item], *(weights[item % len(weights)] for weights in factors)
+        of_item = energy.numpy(), *(weights[item % len(weights)] for weights in factors)
 
-        def write(start: int, stop: int, pair=pair, of_item=of_item, cost=costs[:, item]) -> None:  # type: ignore[no-untyped-def]
-            _write_labels(*pair, *of_item, shifts, *bands, start, stop, cost)
+        def write(start: int, stop: int, item=item, of_item=of_item) -> None:  # type: ignore[no-untyped-def]
+            _write_labels(*features, *of_item, shifts, *bands, item, start, stop, out.numpy())
 
         in_threads(write, len(shifts))
 
 
-def _factors(weights: torch.Tensor | None, directions: int) -> np.ndarray:
-    """Factors ``(B, directions, i, j, k)``; without weights ``(1, directions, 0, 0, 0)``, which scale nothing."""
-    if weights is None:
-        return np.empty((1, directions, 0, 0, 0), np.float32)
-    return np.ascontiguousarray(weights[:, 0].unflatten(0, (directions, -1)).transpose(0, 1).numpy())
-
-
 @njit(**JIT)
 def _write_labels(  # type: ignore[no-untyped-def]
-    fixed, moving, energy, mask, normalizer, shifts, band_i, band_j, band_k, start, stop, out
+    fixed, moving, energy, mask, normalizer, shifts, band_i, band_j, band_k, item, start, stop, out
 ):
-    directions, size = len(out), energy.shape[1:]
+    size = energy.shape[1:]
+    items, _, points = fixed.shape
+    directions = len(out) // items
+    offsets = memory_offsets(shifts, size)
+    raw = np.empty((min(_LABELS_IN_CACHE, stop - start), directions, points), np.float32)
+    for first in range(start, stop, _LABELS_IN_CACHE):
+        last = min(first + _LABELS_IN_CACHE, stop)
+        _write_squared_distances(fixed[item], moving[item], offsets[first:last], size[1] * size[2], raw)
+        for label in range(first, last):
+            both = raw[label - first]
+            if directions > 1:
+                here, there = max(0, -offsets[label]), max(0, offsets[label])
+                copy_row(both[0, here:], both[1, there : there + max(0, points - abs(offsets[label]))])
+            for direction in range(directions):
+                volume, smooth = both[direction].reshape(size), out[item + direction * items, label]
+                _copy_outside(energy[item + direction * items], shifts[label], 1 - 2 * direction, volume)
+                scale_volume(volume, mask[direction])
+                filter_planes(volume, band_i, band_j, band_k, 0, size[0], smooth)
+                scale_volume(smooth, normalizer[direction])
+
+
+@njit(**JIT)
+def _write_squared_distances(fixed, moving, offsets, plane, raw):  # type: ignore[no-untyped-def]
+    """Of some labels, of every pair of points in the grid's memory, to ``raw[label, 0]``.
+
+    A part of all planes after the other, each for all labels: neighbouring ones, which differ by whole planes, find the
+    features in the cache.
+    """
     points = fixed.shape[1]
-    raw = np.empty((directions, points), np.float32)
-    for label in range(start, stop):
-        offset = (shifts[label, 0] * size[1] + shifts[label, 1]) * size[2] + shifts[label, 2]
-        here, there, length = max(0, -offset), max(0, offset), max(0, points - abs(offset))
-        _write_squared_distance(
-            fixed[:, here : here + length], moving[:, there : there + length], raw[0, here : here + length]
-        )
-        if directions > 1:
-            copy_row(raw[0, here:], raw[1, there : there + length])
-        for direction in range(directions):
-            volume = raw[direction].reshape(size)
-            sign = 1 - 2 * direction
-            _copy_outside(
-                energy[direction], sign * shifts[label, 0], sign * shifts[label, 1], sign * shifts[label, 2], volume
-            )
-            _scale(volume, mask[direction])
-            filter_planes(volume, band_i, band_j, band_k, 0, size[0], out[direction, label])
-            _scale(out[direction, label], normalizer[direction])
+    length = block_length(plane, _POINTS_IN_CACHE)
+    for start in range(0, plane, length):
+        for begin in range(start, points, plane):
+            end = min(begin + length, begin - start + plane)
+            for label in range(len(offsets)):
+                here, there = max(begin, -offsets[label]), min(end, points - offsets[label])
+                if here < there:
+                    _write_squared_distance(fixed, moving, here, here + offsets[label], raw[label, 0, here:there])
 
 
 @njit(**JIT)
-def _write_squared_distance(fixed, moving, out):  # type: ignore[no-untyped-def]
-    for start in range(0, len(out), _POINTS_IN_CACHE):
-        part = out[start : start + _POINTS_IN_CACHE]
-        fill_row(part, 0)
-        for c in range(len(fixed)):
-            one, other = fixed[c, start : start + len(part)], moving[c, start : start + len(part)]
-            for x in range(len(part)):
-                difference = one[x] - other[x]
-                part[x] += difference * difference
+def _write_squared_distance(fixed, moving, here, there, out):  # type: ignore[no-untyped-def]
+    fill_row(out, 0)
+    for c in range(len(fixed)):
+        one, other = fixed[c, here : here + len(out)], moving[c, there : there + len(out)]
+        for x in range(len(out)):
+            difference = one[x] - other[x]
+            out[x] += difference * difference
 
 
 @njit(**JIT)
-def _scale(volume, factors):  # type: ignore[no-untyped-def]
-    for i in range(factors.shape[0]):
-        for j in range(factors.shape[1]):
-            scale_row(volume[i, j], factors[i, j])
-
-
-@njit(**JIT)
-def _copy_outside(energy, shift_i, shift_j, shift_k, out):  # type: ignore[no-untyped-def]
+def _copy_outside(energy, shift, sign, out):  # type: ignore[no-untyped-def]
     """Points whose target lies outside the grid cost what their features weigh."""
-    size_i, size_j, size_k = energy.shape
-    for i in range(size_i):
-        for j in range(size_j):
-            if 0 <= i + shift_i < size_i and 0 <= j + shift_j < size_j:
-                begin, end = max(0, -shift_k), max(0, min(size_k, size_k - shift_k))
-                copy_row(energy[i, j], out[i, j, :begin])
-                copy_row(energy[i, j, end:], out[i, j, end:])
-            else:
-                copy_row(energy[i, j], out[i, j])
+    for i in range(len(out)):
+        for j in range(out.shape[1]):
+            begin, end = row_inside(i, j, sign * shift[0], sign * shift[1], sign * shift[2], out.shape)
+            copy_row(energy[i, j], out[i, j, :begin])
+            copy_row(energy[i, j, end:], out[i, j, end:])

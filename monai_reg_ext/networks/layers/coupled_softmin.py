@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
 from monai_reg_ext.networks.layers.displacement_posterior import covariance_times, displacement_moments, soft_logits
 from monai_reg_ext.networks.layers.fill_outside import FillOutside
+from monai_reg_ext.networks.layers.scratch import Scratch
 
 __all__ = ["coupled_softmin"]
 
@@ -63,15 +65,16 @@ class _CoupledSoftmin(torch.autograd.Function):
         means, covariances, log_sums = moments[0::3], moments[1::3], moments[2::3]
         fields = [torch.zeros_like(means[0]), *(box_filter(ctx.fill(mean), compat=ctx.compat) for mean in means[:-1])]
         mean_gradients = _mean_gradients(ddf_gradient, covariances, ctx.couplings, ctx.sharpness, ctx.compat, ctx.fill)
-        passes = list(zip(ctx.couplings, fields, log_sums, means, mean_gradients, strict=True))
+        shared = [(mean * gradient).sum(1, keepdim=True) for mean, gradient in zip(means, mean_gradients, strict=True)]
+        passes = torch.stack(
+            [torch.cat(one, 1) for one in zip(fields, mean_gradients, log_sums, shared, strict=True)], 1
+        )
+        scratch = Scratch(passes)
 
         def chunk_gradient(start: int, cost: torch.Tensor) -> torch.Tensor:
             labels = ctx.cost_volume.labels[start : start + cost.shape[1]]
-            gradient = torch.zeros_like(cost)
-            for coupling, field, log_sum, mean, mean_gradient in passes:
-                add_softmin_gradient(
-                    cost, labels, field, coupling, ctx.sharpness, log_sum, mean, mean_gradient, gradient
-                )
+            gradient = scratch(cost.shape)
+            write_softmin_gradient(cost, labels, ctx.couplings, ctx.sharpness, passes, gradient)
             return gradient
 
         with torch.autocast(ddf_gradient.device.type, enabled=False):
@@ -94,31 +97,31 @@ def _mean_gradients(
     return gradients[::-1]
 
 
-def add_softmin_gradient(
+def write_softmin_gradient(
     cost: torch.Tensor,
     labels: torch.Tensor,
-    coarse_ddf: torch.Tensor,
-    coupling: float,
+    couplings: Sequence[float],
     sharpness: float,
-    log_sum: torch.Tensor,
-    mean: torch.Tensor,
-    mean_gradient: torch.Tensor,
+    passes: torch.Tensor,
     gradient: torch.Tensor,
 ) -> None:
-    """Add what one pass contributes to the gradient of some costs.
+    """What all passes contribute to the gradient of some costs.
 
     Args:
         cost: ``(B, l, i, j, k)``.
         labels: ``(l, 3)`` in cells.
-        coarse_ddf: ``(B, 3, i, j, k)`` contiguous, in cells; the field to which the pass was coupled.
-        coupling: weight of the squared distance between label and field.
+        couplings: weight of the squared distance between label and field in each pass.
         sharpness: weight of the whole energy.
-        log_sum: ``(B, 1, i, j, k)`` of :py:func:`displacement_moments`.
-        mean: ``(B, 3, i, j, k)`` expected displacement of the pass.
-        mean_gradient: ``(B, 3, i, j, k)`` contiguous, gradient with respect to ``mean``.
-        gradient: ``(B, l, i, j, k)`` contiguous, added to.
+        passes: ``(B, len(couplings), 8, i, j, k)`` contiguous: the field to which the pass was coupled, the gradient
+            *g* with respect to its expected displacement *e*, the logarithm of its sum, ``g.e``.
+        gradient: ``(B, l, i, j, k)`` contiguous, overwritten.
     """
-    probabilities = soft_logits(cost, labels, coarse_ddf, coupling, sharpness).sub_(log_sum.flatten(2)).exp_()
-    shared = (mean * mean_gradient).sum(1, keepdim=True).flatten(2)
-    slope = torch.baddbmm(shared, labels.expand(len(cost), -1, -1), mean_gradient.flatten(2), beta=-1)
-    gradient.flatten(2).addcmul_(probabilities, slope, value=-sharpness)
+    twin = compiled_twin("coupled_softmin", cost, passes)
+    if twin is not None:
+        return twin.write_softmin_gradient(cost, labels, couplings, sharpness, passes, gradient)
+    flat_gradient = gradient.zero_().flatten(2)
+    for coupling, one in zip(couplings, passes.unbind(1), strict=True):
+        field, mean_gradient, log_sum, shared = one.split([3, 3, 1, 1], 1)
+        probabilities = soft_logits(cost, labels, field, coupling, sharpness).sub_(log_sum.flatten(2)).exp_()
+        along = torch.baddbmm(shared.flatten(2), labels.expand(len(cost), -1, -1), mean_gradient.flatten(2), beta=-1)
+        flat_gradient.addcmul_(probabilities, along, value=-sharpness)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
 from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ENTRIES, ROWS, matrices_of
 
@@ -96,16 +97,19 @@ def update_moments(
         coarse_ddf: ``(B, 3, i, j, k)`` contiguous, in cells.
         coupling: weight of the squared distance between label and field.
         sharpness: weight of the whole energy.
-        peak: ``(B, 1, i, j, k)`` largest logit so far, updated.
+        peak: ``(B, 1, i, j, k)`` contiguous, largest logit so far, updated.
         moments: ``(B, 10, i, j, k)`` contiguous sums of ``exp(logit - peak)`` times 1, the three components and their
             six products, updated.
     """
+    monomials = torch.cat([torch.ones_like(labels[:, :1]), labels, labels[:, ROWS] * labels[:, COLUMNS]], 1).T
+    twin = compiled_twin("displacement_posterior", cost, coarse_ddf)
+    if twin is not None:
+        return twin.update_moments(cost, labels, coarse_ddf, coupling, sharpness, peak, moments, monomials)
     weights = soft_logits(cost, labels, coarse_ddf, coupling, sharpness)
     flat_peak, flat_moments = peak.flatten(2), moments.flatten(2)
     new_peak = torch.maximum(flat_peak, weights.amax(1, keepdim=True))
     weights.sub_(new_peak).exp_()
-    monomials = torch.cat([torch.ones_like(labels[:, :1]), labels, labels[:, ROWS] * labels[:, COLUMNS]], 1)
-    flat_moments.mul_((flat_peak - new_peak).exp_()).baddbmm_(monomials.T.expand(len(cost), -1, -1), weights)
+    flat_moments.mul_((flat_peak - new_peak).exp_()).baddbmm_(monomials.expand(len(cost), -1, -1), weights)
     flat_peak.copy_(new_peak)
 
 

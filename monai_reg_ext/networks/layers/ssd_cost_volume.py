@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from monai_reg_ext.networks.kernels.runtime import compiled_twin
-from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint, box_filter_bands
+from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_bands
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
+from monai_reg_ext.networks.layers.paired_points import paired_points, slabs_outside
+from monai_reg_ext.networks.layers.scratch import Scratch
+from monai_reg_ext.networks.layers.ssd_gradient import add_ssd_gradient
 
 __all__ = ["SSDCostVolume", "displacement_labels", "ssd_cost_volume"]
 
@@ -132,7 +134,7 @@ class SSDCostVolume(CostVolume):
         self._displacements = _displacements(half_width)
         self._smooth_widths = tuple(smooth_widths)
         self._compat = compat
-        self._scratch = self._energy.new_empty(0)
+        self._scratch = Scratch(self._energy)
         self.mask = _masks(self._fixed, [fixed_mask, moving_mask][: len(sides)])
         self._normalizer = self.mask if self.mask is None else _normalizer(self.mask, smooth_widths, compat)
         super().__init__(
@@ -145,7 +147,8 @@ class SSDCostVolume(CostVolume):
         )
 
     def compute(self, start: int, stop: int, passing: bool) -> torch.Tensor:
-        cost = self._memory_for_chunk((self.batch, stop - start, *self.size), passing)
+        shape = self.batch, stop - start, *self.size
+        cost = self._scratch(shape) if passing else self._energy.new_empty(shape)
         write_ssd_chunk(
             self._fixed,
             self._moving,
@@ -159,28 +162,23 @@ class SSDCostVolume(CostVolume):
         )
         return cost
 
-    def _memory_for_chunk(self, shape: Sequence[int], passing: bool) -> torch.Tensor:
-        if not passing:
-            return self._energy.new_empty(shape)
-        # the same memory again: an allocator that gets it back in pieces would need more
-        if self._scratch.numel() < math.prod(shape):
-            self._scratch = self._energy.new_empty(math.prod(shape))
-        return self._scratch[: math.prod(shape)].view(shape)
-
     @torch.no_grad()
     def pull_back(self, chunk_gradient: Callable[[int, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, ...]:
         gradients = torch.zeros_like(self._fixed), torch.zeros_like(self._moving)
         for start, cost in self:
             displacements = self._displacements[start : start + cost.shape[1]]
-            gradient = self._unsmoothed(chunk_gradient(start, cost))
-            add_ssd_gradient(gradient, self._fixed, self._moving, displacements, *gradients)
+            add_ssd_gradient(
+                chunk_gradient(start, cost),
+                self._fixed,
+                self._moving,
+                displacements,
+                self._smooth_widths,
+                self._compat,
+                *gradients,
+                self.mask,
+                self._normalizer,
+            )
         return tuple(gradient.to(side.dtype) for gradient, side in zip(gradients, self.inputs, strict=True))
-
-    def _unsmoothed(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Gradient of the costs before smoothing from that of the smoothed ones."""
-        if self.mask is None:
-            return box_filter_adjoint(gradient, self._smooth_widths, self._compat)
-        return box_filter_adjoint(gradient.mul_(self._normalizer), self._smooth_widths, self._compat).mul_(self.mask)
 
 
 def write_ssd_chunk(
@@ -215,7 +213,7 @@ def write_ssd_chunk(
     items = len(fixed)
     flat_fixed, flat_moving, flat_out = fixed.flatten(2), moving.flatten(2), out.flatten(2)
     for label, displacement in enumerate(displacements.tolist()):
-        here, there = _paired(displacement, fixed.shape[2:])
+        here, there = paired_points(displacement, fixed.shape[2:])
         raw = flat_out[:items, label, here]
         _write_squared_distance(flat_fixed[..., here], flat_moving[..., there], raw)
         if len(out) > items:
@@ -226,49 +224,6 @@ def write_ssd_chunk(
         out.copy_(box_filter(out, smooth_widths, compat))
     else:
         torch.mul(box_filter(out.mul_(mask), smooth_widths, compat), normalizer, out=out)
-
-
-def add_ssd_gradient(
-    gradient: torch.Tensor,
-    fixed: torch.Tensor,
-    moving: torch.Tensor,
-    displacements: torch.Tensor,
-    fixed_gradient: torch.Tensor,
-    moving_gradient: torch.Tensor,
-) -> None:
-    """Pull the gradient of some unsmoothed costs back to the features.
-
-    With weights *g* of the costs, each pair adds ``2 g (fixed(x) - moving(x + d))`` to the fixed gradient at *x* and
-    takes it from the moving one at *x + d*; a point that leaves the grid adds ``2 g fixed(x)``.
-
-    Args:
-        gradient: ``(B or 2B, l, i, j, k)`` contiguous, as :py:func:`write_ssd_chunk`'s ``out`` before the smoothing;
-            overwritten.
-        fixed: ``(B, C, i, j, k)`` contiguous.
-        moving: ``(B, C, i, j, k)`` contiguous.
-        displacements: ``(l, 3)`` int64 on the CPU, in cells.
-        fixed_gradient: ``(B, C, i, j, k)`` contiguous, added to.
-        moving_gradient: ``(B, C, i, j, k)`` contiguous, added to.
-    """
-    items, size = len(fixed), fixed.shape[2:]
-    both = len(gradient) > items
-    fixed_weight = gradient[:items].sum(1).flatten(1)
-    moving_weight = gradient[items:].sum(1).flatten(1) if both else torch.zeros_like(fixed_weight)
-    flat_gradient, flat_fixed, flat_moving = gradient.flatten(2), fixed.flatten(2), moving.flatten(2)
-    flat_fixed_gradient, flat_moving_gradient = fixed_gradient.flatten(2), moving_gradient.flatten(2)
-    for label, displacement in enumerate(displacements.tolist()):
-        here, there = _paired(displacement, size)
-        _zero_outside(displacement, gradient[:items, label])
-        weight = flat_gradient[:items, label, here]
-        moving_weight[:, there] += weight
-        if both:
-            _zero_outside([-shift for shift in displacement], gradient[items:, label])
-            fixed_weight[:, here] += flat_gradient[items:, label, there]
-            weight = weight + flat_gradient[items:, label, there]
-        flat_fixed_gradient[..., here].addcmul_(weight.unsqueeze(1), flat_moving[..., there], value=-2)
-        flat_moving_gradient[..., there].addcmul_(weight.unsqueeze(1), flat_fixed[..., here], value=-2)
-    flat_fixed_gradient.addcmul_(fixed_weight.unsqueeze(1), flat_fixed, value=2)
-    flat_moving_gradient.addcmul_(moving_weight.unsqueeze(1), flat_moving, value=2)
 
 
 def _masks(fixed: torch.Tensor, masks: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -293,23 +248,6 @@ def _displacements(half_width: Sequence[int]) -> torch.Tensor:
     return displacement_labels(half_width, torch.zeros(0, dtype=torch.int64))
 
 
-def _paired(displacement: Sequence[int], size: Sequence[int]) -> tuple[slice, slice]:
-    """Flattened points *x* and *x + d*, both in the grid's memory; a superset of the points whose target is inside."""
-    offset = (displacement[0] * size[1] + displacement[1]) * size[2] + displacement[2]
-    points = size[0] * size[1] * size[2]
-    length = max(0, points - abs(offset))
-    here, there = max(0, -offset), max(0, offset)
-    return slice(here, here + length), slice(there, there + length)
-
-
-def _outside(displacement: Sequence[int], size: Sequence[int]) -> Iterator[tuple]:
-    """The slabs of points whose target lies outside the grid."""
-    for axis, shift in enumerate(displacement):
-        slab = slice(max(0, size[axis] - shift), None) if shift > 0 else slice(0, -shift)
-        if shift != 0:
-            yield (..., *(slab if other == axis else slice(None) for other in range(3)))
-
-
 def _write_squared_distance(fixed: torch.Tensor, moving: torch.Tensor, out: torch.Tensor) -> None:
     """Sum over channels of the squared difference of ``(B, C, n)`` features, to ``(B, n)``."""
     points = fixed.shape[2]
@@ -324,10 +262,5 @@ def _write_squared_distance(fixed: torch.Tensor, moving: torch.Tensor, out: torc
 
 
 def _copy_outside(energy: torch.Tensor, displacement: Sequence[int], out: torch.Tensor) -> None:
-    for slab in _outside(displacement, energy.shape[1:]):
+    for slab in slabs_outside(displacement, energy.shape[1:]):
         out[slab] = energy[slab]
-
-
-def _zero_outside(displacement: Sequence[int], gradient: torch.Tensor) -> None:
-    for slab in _outside(displacement, gradient.shape[1:]):
-        gradient[slab] = 0

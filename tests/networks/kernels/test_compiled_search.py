@@ -32,6 +32,17 @@ def test_the_compiled_costs_are_the_plain_ones(features, half_width, symmetric, 
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
+def test_the_compiled_costs_in_planes_larger_than_the_cache_are_the_plain_ones(symmetric, compiled, plain):
+    # 1147 points of a plane are three blocks; 11 labels along axis 0 are more than are taken at once
+    features = torch.rand(2, 1, 3, 4, 31, 37)
+
+    def all_costs():
+        return costs(SSDCostVolume(*features, (5, 3, 2), symmetric=symmetric))
+
+    torch.testing.assert_close(compiled(all_costs), plain(all_costs), rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize("items", [1, 2])
 def test_the_compiled_costs_and_field_with_masks_are_the_plain_ones(
