@@ -112,6 +112,29 @@ def untracked(bundle, dataset, tmp_path_factory) -> Path:
     return output
 
 
+def test_noise_does_not_keep_training_pairs_from_being_cropped_to_the_scans(bundle, dataset, tmp_path):
+    """As at inference: the fusion's instance norm depends on the field of view."""
+    shutil.copytree(dataset, tmp_path / "wide")
+    for file in (tmp_path / "wide").glob("*/*.nii.gz"):
+        small = nib.load(file)
+        nib.save(nib.Nifti1Image(np.pad(np.asarray(small.dataobj), 12), small.affine), file)
+    training = workflow(
+        bundle,
+        "train.json",
+        kind="train",
+        dataset_dir=str(tmp_path / "wide"),
+        predictions_dir=str(tmp_path / "wide" / "labelsTr"),
+        val_cases=2,
+        **{f"train#intensity_transforms#{index}#prob": 1.0 for index in range(8)},
+        **{"train#spatial_transforms#0#prob": 0.0},
+    )
+    pair = training.parser.get_parsed_content("train#dataset")[0]
+    voxel = np.linalg.norm(pair["image"].affine[:3, :3], axis=0)
+    bodies = np.array([29, 25, 27]) * [1.5, 2.0, 1.0]  # both ellipsoids, in mm
+    assert (np.array(pair["image"].shape[1:]) <= bodies / voxel + 2 * 4 + 2).all()
+    assert pair["image"].shape[1:] == pair["label"].shape[1:]
+
+
 def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_weights(bundle, dataset, trained):
     # cases 6 and 7 are validation
     predictions = sorted(path.name for path in (trained / "semantic" / "predictions").iterdir())
