@@ -21,6 +21,7 @@ __all__ = ["CoupledConvexEstimator"]
 
 # what the smoothing leaves of a label's variance, as measured where residual_covariance was
 _ROUNDING_VARIANCE = LABEL_VARIANCE / 3
+_MEASURED_WIDTHS = (3, 3)
 
 
 class CoupledConvexEstimator(nn.Module):
@@ -41,6 +42,8 @@ class CoupledConvexEstimator(nn.Module):
         mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
             features' squared difference. The default is what leaving the grid costs with MIND, while two places of no
             relation differ by 1 to 2.
+        smooth_widths: box filters over the costs of every displacement. Fine grids want fewer: two of 3 cells blur
+            what a second search on the voxel grid has to tell, none leaves it to noise.
 
     Shape:
         - fixed, moving: ``(B, F, i, j, k)`` features on one control grid: means over cells of :py:meth:`spacing`.
@@ -64,6 +67,7 @@ class CoupledConvexEstimator(nn.Module):
         memory: int | None = None,
         compat: bool = False,
         mask_penalty: float = 4.0,
+        smooth_widths: Sequence[int] = (3, 3),
     ) -> None:
         super().__init__()
         self.grid_spacing = None if grid_spacing is None else ensure_tuple_rep(grid_spacing, 3)
@@ -74,6 +78,7 @@ class CoupledConvexEstimator(nn.Module):
         self.memory = memory
         self.compat = compat
         self.mask_penalty = mask_penalty
+        self.smooth_widths = tuple(smooth_widths)
 
     def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Voxels per cell along each axis for an image of this size."""
@@ -136,7 +141,8 @@ class CoupledConvexEstimator(nn.Module):
         self._check_window(fixed.shape[2:])
         fixed, moving = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
         masks = [None] * len(fixed) if fixed_mask is None else fixed_mask.split(1)
-        volumes = (self._volume(*sides) for sides in zip(fixed.split(1), moving.split(1), masks, strict=True))
+        sides = zip(fixed.split(1), moving.split(1), masks, strict=True)
+        volumes = (self._volume(*side, smooth_widths=_MEASURED_WIDTHS) for side in sides)
         covariance = torch.cat([residual_covariance(volume, volume.mask) for volume in volumes])
         if not refined:
             covariance[:, [0, 3, 5]] += _ROUNDING_VARIANCE
@@ -173,11 +179,13 @@ class CoupledConvexEstimator(nn.Module):
         fixed_mask: torch.Tensor | None,
         moving_mask: torch.Tensor | None = None,
         symmetric: bool = False,
+        smooth_widths: Sequence[int] | None = None,
     ) -> SSDCostVolume:
         return SSDCostVolume(
             fixed,
             moving,
             self.half_width,
+            self.smooth_widths if smooth_widths is None else smooth_widths,
             compat=self.compat,
             symmetric=symmetric,
             memory=self.memory,

@@ -301,6 +301,30 @@ def test_in_little_memory_the_same_field_is_computed_anew_for_each_coupling(monk
     assert torch.equal(kept, streamed)
 
 
+@pytest.mark.parametrize("rounds", [0, 3])
+@pytest.mark.parametrize("smooth_widths", [(), (3,), (5, 3)])
+def test_the_costs_are_smoothed_as_asked(rounds, smooth_widths):
+    features = torch.rand(2, 3, 9, 8, 7, generator=torch.Generator().manual_seed(0)).split(1)
+    estimator = CoupledConvexEstimator(1, 2, rounds, smooth_widths=smooth_widths)
+
+    def field(fixed, moving):
+        return coupled_convex(SSDCostVolume(fixed, moving, (2, 2, 2), smooth_widths))
+
+    expected = field(*features)
+    if rounds:
+        expected, _ = make_inverse_consistent(expected, field(*reversed(features)), rounds)
+    torch.testing.assert_close(estimator(*features), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(CoupledConvexEstimator(1, 2, rounds)(*features), expected, atol=1e-2)
+
+
+def test_the_covariance_does_not_depend_on_how_the_search_smooths():
+    features = torch.rand(2, 3, 9, 8, 7, generator=torch.Generator().manual_seed(0)).split(1)
+    torch.testing.assert_close(
+        CoupledConvexEstimator(1, 2, smooth_widths=(3,)).covariance(*features),
+        CoupledConvexEstimator(1, 2).covariance(*features),
+    )
+
+
 def test_features_are_learned_through_the_expected_displacement(shifted_pair):
     moving, fixed = shifted_pair((16, 14, 18), (2, 0, -2))
     features = torch.nn.Conv3d(1, 6, 3, padding=1)
