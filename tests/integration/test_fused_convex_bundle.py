@@ -33,6 +33,7 @@ TRAINING = {
     "pairs_per_epoch": 2,
     "val_interval": 1,
     "val_cases": 2,
+    "learning_rate": 0.01,
     "network_def#estimator#half_width": 2,
 }
 MLFLOW = find_spec("mlflow") is not None
@@ -150,7 +151,7 @@ def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_we
     fusion = torch.load(trained / "best.pt", weights_only=True)
     assert len(weights) == len(segmentation) + len(fusion)
     for name, value in segmentation.items():
-        assert torch.equal(weights[f"features.features.parts.1.network.{name}"], value)
+        assert torch.equal(weights[f"preparation.network.{name}"], value)
     assert all(torch.equal(weights[name], value) for name, value in fusion.items())
 
 

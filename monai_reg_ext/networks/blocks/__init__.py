@@ -12,7 +12,7 @@ from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mind_ssc import MindSSC
 from .residual_search import ResidualSearch
-from .segmentation_features import SegmentationFeatures
+from .segmentation_channel import SegmentationChannel
 from .semantic_features import SemanticFeatures
 
 __all__ = [
@@ -26,6 +26,6 @@ __all__ = [
     "LocalNormalization",
     "MindSSC",
     "ResidualSearch",
-    "SegmentationFeatures",
+    "SegmentationChannel",
     "SemanticFeatures",
 ]

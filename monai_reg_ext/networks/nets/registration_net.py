@@ -48,6 +48,9 @@ class RegistrationNet(nn.Module):
             :py:func:`make_inverse_consistent`.
         uncertainty: give the covariance of the field besides; needs an estimator with a method ``covariance``, see
             :py:meth:`covariance`.
+        preparation: what is made of each image once, before all passes, ``(B, C, I, J, K) -> (B, C', I, J, K)``; later
+            passes warp its result. For example :py:class:`SegmentationChannel`: a label map is moved, where a
+            segmentation of the warped image would be another one.
 
     Shape:
         - image: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
@@ -77,6 +80,7 @@ class RegistrationNet(nn.Module):
         symmetric: bool = False,
         consistency: int = 5,
         uncertainty: bool = False,
+        preparation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if passes < 1:
@@ -92,6 +96,7 @@ class RegistrationNet(nn.Module):
         self.symmetric = symmetric
         self.consistency = consistency
         self.uncertainty = uncertainty
+        self.preparation = nn.Identity() if preparation is None else preparation
 
     def forward(
         self, image: torch.Tensor, moving_mask: torch.Tensor | None = None, fixed_mask: torch.Tensor | None = None
@@ -121,7 +126,7 @@ class RegistrationNet(nn.Module):
         """Field ``(B, 3, I, J, K)`` that warps ``moving`` onto ``fixed``; both ``(B, C, I, J, K)`` on one grid."""
         if self.symmetric:
             return self.register_both(moving, fixed, moving_mask, fixed_mask)[0]
-        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         ddf = self._register_once(moving_side, fixed_side)
         for _ in range(self.passes - 1):
             ddf = self._another_pass(ddf, moving_side, fixed_side)
@@ -135,7 +140,7 @@ class RegistrationNet(nn.Module):
         fixed_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The field that warps ``moving`` onto ``fixed``, and its inverse, which warps ``fixed`` onto ``moving``."""
-        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         ddf, inverse_ddf = self._register_both_once(moving_side, fixed_side)
         for _ in range(self.passes - 1):
             ddf = self._another_pass(ddf, moving_side, fixed_side)
@@ -172,10 +177,26 @@ class RegistrationNet(nn.Module):
             TypeError: when the estimator has no covariance.
         """
         _check_has_covariance(self.estimator)
-        moving_side, fixed_side = _sides(moving, fixed, moving_mask, fixed_mask)
+        moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         (view,) = self._views(self._warped(moving_side, ddf), fixed_side, [self.estimator])
         coarse = view.shown_to(self.estimator.covariance, len(self.refiners) > 0).float()
         return upsample_covariance(coarse, view.spacing, fixed.shape[2:], self.compat)
+
+    def _sides(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        moving_mask: torch.Tensor | None,
+        fixed_mask: torch.Tensor | None,
+    ) -> tuple[_Side, _Side]:
+        moving, fixed = convert_to_tensor((moving, fixed), track_meta=False)
+        if moving.shape != fixed.shape:
+            raise ValueError(
+                f"RegistrationNet needs fixed and moving on one grid: fixed has shape {tuple(fixed.shape)}, moving "
+                f"{tuple(moving.shape)}. Resample first, e.g. with ResampleToFixedd."
+            )
+        masks = _mask(moving_mask, moving, "moving"), _mask(fixed_mask, fixed, "fixed")
+        return _Side(self.preparation(moving), masks[0]), _Side(self.preparation(fixed), masks[1])
 
     def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side) -> torch.Tensor:
         return compose_ddf(ddf, self._register_once(self._warped(moving, ddf), fixed))
@@ -273,18 +294,6 @@ def _check_takes_masks(stage: Callable) -> None:
             f"{type(module).__name__} takes no masks: to use them it needs the arguments fixed_mask and moving_mask. "
             "Register without masks, or choose another estimator or refiner."
         )
-
-
-def _sides(
-    moving: torch.Tensor, fixed: torch.Tensor, moving_mask: torch.Tensor | None, fixed_mask: torch.Tensor | None
-) -> tuple[_Side, _Side]:
-    moving, fixed = convert_to_tensor((moving, fixed), track_meta=False)
-    if moving.shape != fixed.shape:
-        raise ValueError(
-            f"RegistrationNet needs fixed and moving on one grid: fixed has shape {tuple(fixed.shape)}, moving "
-            f"{tuple(moving.shape)}. Resample first, e.g. with ResampleToFixedd."
-        )
-    return _Side(moving, _mask(moving_mask, moving, "moving")), _Side(fixed, _mask(fixed_mask, fixed, "fixed"))
 
 
 def _mask(mask: torch.Tensor | None, image: torch.Tensor, name: str) -> torch.Tensor | None:

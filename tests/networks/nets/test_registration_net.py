@@ -429,3 +429,26 @@ def test_refiners_work_one_after_the_other_each_on_its_own_grid():
 
     # 1 cell of 4 voxels, 1 cell of 2 and 5 cells of 3 are 4 + 2 + 15 voxels everywhere
     torch.testing.assert_close(net.register(moving, fixed), torch.full((1, 3, 17, 20, 23), 21.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"uncertainty": True}])
+def test_each_image_is_prepared_once_and_later_passes_warp_the_result(pair, options):
+    class WithLabels(nn.Module):
+        calls = 0
+
+        def forward(self, image):
+            self.calls += 1
+            return torch.cat([image, label_map(image)], 1)
+
+    preparation = WithLabels()
+    stages = (
+        FeatureStack([MindSSC(), SemanticFeatures(labels=(0, 2, 5, 11))]),
+        CoupledConvexEstimator(3, 2, inverse_consistency=2),
+    )
+    prepared = torch.cat([torch.cat([image, label_map(image)], 1) for image in pair.split(1, 1)], 1)
+
+    output = RegistrationNet(*stages, passes=3, preparation=preparation, **options)(pair)
+
+    torch.testing.assert_close(output, RegistrationNet(*stages, passes=3, **options)(prepared))
+    # the covariance is another look at the pair
+    assert preparation.calls == (4 if "uncertainty" in options else 2)

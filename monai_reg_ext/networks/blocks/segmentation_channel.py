@@ -10,71 +10,52 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
-from monai_reg_ext.networks.blocks.semantic_features import SemanticFeatures
-
-__all__ = ["SegmentationFeatures"]
+__all__ = ["SegmentationChannel"]
 
 
-class SegmentationFeatures(FeatureBlock):
-    """What a trained segmentation network makes of an image, as :py:class:`SemanticFeatures`.
+class SegmentationChannel(nn.Module):
+    """Puts what a trained segmentation network makes of an image behind it, as ``preparation`` of a registration.
 
     The network is frozen: it stays in evaluation mode, and nothing is trained through it.
 
     Args:
         network: segmentation network ``(B, 1, I, J, K) -> (B, L, I, J, K)``; the largest channel wins.
         labels: the classes of its channels, background first.
-        scale, exponent: see :py:class:`SemanticFeatures`.
+        keep_image: whether the image stays before the label map.
         divisor: extents must be multiples of this for the network; images are padded with their border.
         crop: give the network only the box in which an image is above its minimum, as nnU-Net does; beyond it
             everything is background.
 
     Shape:
         - image: ``(B, 1, I, J, K)``, intensities as in the network's training.
-        - output: ``(B, L, I, J, K)`` float32.
+        - output: ``(B, 2, I, J, K)``, image and label map, or the label map alone ``(B, 1, I, J, K)``.
+
+    Raises:
+        ValueError: when the network gives another number of channels than there are labels.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        labels: Sequence[int],
-        scale: float = 10.0,
-        exponent: float = 0.3,
-        divisor: int = 8,
-        crop: bool = True,
+        self, network: nn.Module, labels: Sequence[int], keep_image: bool = True, divisor: int = 8, crop: bool = True
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
         self.labels = tuple(labels)
-        self.semantic = SemanticFeatures(scale, exponent, labels)
+        self.keep_image = keep_image
         self.divisor = divisor
         self.crop = crop
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> SegmentationFeatures:
+    def train(self, mode: bool = True) -> SegmentationChannel:
         """Training mode for everything around; the network itself stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.semantic(self.segment(image))
-
-    def pooled(
-        self, image: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
-    ) -> list[torch.Tensor]:
-        return self.semantic.pooled(self.segment(image), spacings, compat)
-
-    def pooled_pair(
-        self, fixed: torch.Tensor, moving: torch.Tensor, spacings: Sequence[Sequence[int]], compat: bool = False
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        return self.semantic.pooled_pair(self.segment(fixed), self.segment(moving), spacings, compat)
-
     @torch.no_grad()
-    def segment(self, image: torch.Tensor) -> torch.Tensor:
-        """Label map ``(B, 1, I, J, K)`` int32 of an image."""
-        labels = torch.tensor(self.labels, dtype=torch.int32, device=image.device)
-        return torch.cat([labels[self._channel(item)] for item in image.split(1)])
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        labels = torch.tensor(self.labels, dtype=image.dtype, device=image.device)
+        segmented = torch.cat([labels[self._channel(item)] for item in image.split(1)])
+        return torch.cat([image, segmented], 1) if self.keep_image else segmented
 
     def _channel(self, image: torch.Tensor) -> torch.Tensor:
         box = _box_above_minimum(image) if self.crop else (slice(None),) * 3
