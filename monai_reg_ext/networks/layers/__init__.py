@@ -9,6 +9,7 @@ from .compose_ddf import compose_ddf
 from .cost_volume import CostVolume
 from .coupled_convex import COUPLINGS, coupled_convex
 from .dense_cost_volume import DenseCostVolume
+from .displacement_distribution import DisplacementDistribution, expected_displacement, field_on_cells
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .feature_energy import FeatureEnergy
 from .fill_outside import FillOutside
@@ -18,23 +19,31 @@ from .jacobian import jacobian_determinant
 from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
 from .mask_channel import add_mask_channel
+from .mean_field import mean_field, pass_messages
+from .min_convolution import min_convolution, quadratic_envelope
 from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
+from .sample_axes import sample_axes
+from .search_grid import SearchGrid, search_grid
 from .solve_backward import solve_backward
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
 from .translation_search import TranslationSearch
 from .upsample_covariance import upsample_covariance
 from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
 from .warp import identity_grid, sample, warp
+from .window_cost import window_cost
+from .window_mean import window_mean
 
 __all__ = [
     "COUPLINGS",
     "CostVolume",
     "DenseCostVolume",
+    "DisplacementDistribution",
     "DisplacementPosterior",
     "FeatureEnergy",
     "FillOutside",
     "SSDCostVolume",
+    "SearchGrid",
     "TranslationSearch",
     "add_mask_channel",
     "box_filter",
@@ -44,6 +53,8 @@ __all__ = [
     "displacement_labels",
     "displacement_posterior",
     "downsample_ddf",
+    "expected_displacement",
+    "field_on_cells",
     "fit_linear",
     "identity_grid",
     "invert_ddf",
@@ -51,14 +62,22 @@ __all__ = [
     "least_trimmed_squares",
     "linear_step",
     "make_inverse_consistent",
+    "mean_field",
+    "min_convolution",
+    "pass_messages",
     "pool_to_grid",
+    "quadratic_envelope",
     "reference_stretch",
     "regrid_ddf",
     "residual_covariance",
     "sample",
+    "sample_axes",
+    "search_grid",
     "solve_backward",
     "ssd_cost_volume",
     "upsample_covariance",
     "upsample_ddf",
     "warp",
+    "window_cost",
+    "window_mean",
 ]
