@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # workers share the cores, and so do the processes that their tests start
@@ -48,3 +50,22 @@ def bundles_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Largest number of values in memory under any one tensor that an operation gives."""
+
+    values = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, torch.Tensor):
+                self.values = max(self.values, result.untyped_storage().nbytes() // result.element_size())
+        return results
+
+
+@pytest.fixture
+def largest_tensor():
+    """``with largest_tensor() as largest: ...``, then ``largest.values``: size of the largest result."""
+    return _LargestTensor

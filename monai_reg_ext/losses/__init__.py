@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from .mind_ssc_loss import MindSSCLoss
+from .non_local_feature_loss import NonLocalFeatureLoss
+from .non_local_label_loss import NonLocalLabelLoss
 from .warped_label_loss import WarpedLabelLoss
 
-__all__ = ["MindSSCLoss", "WarpedLabelLoss"]
+__all__ = ["MindSSCLoss", "NonLocalFeatureLoss", "NonLocalLabelLoss", "WarpedLabelLoss"]

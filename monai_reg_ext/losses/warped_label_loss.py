@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.modules.loss import _Loss
 
+from monai_reg_ext.losses.label_channels import label_weights, one_hot_labels
 from monai_reg_ext.networks.layers.warp import warp
 
 __all__ = ["WarpedLabelLoss"]
@@ -62,31 +63,16 @@ class WarpedLabelLoss(_Loss):
                 "WarpedLabelLoss needs a ddf (B, 3, I, J, K) and label maps (B, 2, I, J, K), moving and fixed, got "
                 f"{tuple(pred.shape)} and {tuple(target.shape)}."
             )
-        moving, fixed = (self._one_hot(label) for label in target.split(1, dim=1))
+        moving, fixed = (one_hot_labels(label, self.labels) for label in target.split(1, dim=1))
         pred = pred.float()
         warped = warp(moving, pred)
-        loss = (self._weights(moving, fixed) * (warped - fixed).square().mean((2, 3, 4))).sum(1).mean()
+        weights = label_weights(moving, fixed, self.exponent, self.background)
+        loss = (weights * (warped - fixed).square().mean((2, 3, 4))).sum(1).mean()
         if self.dice:
             loss = loss + self.dice * _soft_dice_loss(warped[:, 1:], fixed[:, 1:])
         if self.diffusion:
             loss = loss + self.diffusion * sum(pred.diff(dim=dim).square().mean() for dim in (2, 3, 4))
         return loss
-
-    def _one_hot(self, label: torch.Tensor) -> torch.Tensor:
-        labels = torch.as_tensor(self.labels, device=label.device).view(1, -1, 1, 1, 1)
-        one_hot = (torch.as_tensor(label).as_subclass(torch.Tensor) == labels).float()
-        if not one_hot.any(dim=1).all():
-            unknown = sorted(set(label.unique().tolist()) - set(self.labels))
-            raise ValueError(f"a label map holds the classes {unknown}, the loss knows {list(self.labels)}.")
-        return one_hot
-
-    def _weights(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        counts = (moving + fixed).sum((2, 3, 4))
-        weights = torch.where(counts > 0, counts.clamp(min=1) ** -self.exponent, 0)
-        weights = weights * (counts > 0).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        if self.background is not None:
-            weights[:, 0] = self.background
-        return weights
 
 
 def _soft_dice_loss(warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 def _texture(size, smoothness=1.5, seed=0):
@@ -74,23 +72,11 @@ def golden_convex(golden_dir):
     }
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Largest number of values in memory under any one tensor that an operation gives."""
-
-    values = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        results = operation(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, torch.Tensor):
-                self.values = max(self.values, result.untyped_storage().nbytes() // result.element_size())
-        return results
-
-
-@pytest.fixture
-def largest_tensor():
-    """``with largest_tensor() as largest: ...``, then ``largest.values``: size of the largest result."""
-    return _LargestTensor
+@pytest.fixture(scope="session")
+def golden_pdd(golden_dir):
+    """Reference PDD-Net: images, Obelisk features and weights, probabilities, displacements, non-local labels."""
+    arrays = np.load(golden_dir / "pddnet.npz")
+    return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
 @pytest.fixture

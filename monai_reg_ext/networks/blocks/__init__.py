@@ -8,24 +8,39 @@ from .feature_block import FeatureBlock
 from .feature_concat import FeatureConcat
 from .feature_fusion import FeatureFusion
 from .feature_stack import FeatureStack
+from .flow_net_estimator import FlowNetEstimator
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
+from .mean_field import PAPER_ALPHAS, MeanField
+from .mean_field_estimator import MeanFieldEstimator
 from .mind_ssc import MindSSC
+from .obelisk_features import ObeliskFeatures
+from .planar_mean_field_estimator import PlanarMeanFieldEstimator
+from .probability_refiner import ProbabilityRefiner
 from .residual_search import ResidualSearch
 from .segmentation_channel import SegmentationChannel
 from .semantic_features import SemanticFeatures
+from .window_estimator import WindowEstimator
 
 __all__ = [
+    "PAPER_ALPHAS",
     "AdamRefiner",
     "CoupledConvexEstimator",
     "FeatureBlock",
     "FeatureConcat",
     "FeatureFusion",
     "FeatureStack",
+    "FlowNetEstimator",
     "LinearRegistration",
     "LocalNormalization",
+    "MeanField",
+    "MeanFieldEstimator",
     "MindSSC",
+    "ObeliskFeatures",
+    "PlanarMeanFieldEstimator",
+    "ProbabilityRefiner",
     "ResidualSearch",
     "SegmentationChannel",
     "SemanticFeatures",
+    "WindowEstimator",
 ]

@@ -9,6 +9,7 @@ from .compose_ddf import compose_ddf
 from .cost_volume import CostVolume
 from .coupled_convex import COUPLINGS, coupled_convex
 from .dense_cost_volume import DenseCostVolume
+from .diffusion import diffusion
 from .displacement_distribution import DisplacementDistribution, expected_displacement, field_on_cells
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .feature_energy import FeatureEnergy
@@ -21,6 +22,8 @@ from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .mean_field import mean_field, pass_messages
 from .min_convolution import min_convolution, quadratic_envelope
+from .offset_window import offset_window_cost, offset_window_mean
+from .planar_distribution import PlanarDistribution
 from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
@@ -42,6 +45,7 @@ __all__ = [
     "DisplacementPosterior",
     "FeatureEnergy",
     "FillOutside",
+    "PlanarDistribution",
     "SSDCostVolume",
     "SearchGrid",
     "TranslationSearch",
@@ -50,6 +54,7 @@ __all__ = [
     "cells_inside",
     "compose_ddf",
     "coupled_convex",
+    "diffusion",
     "displacement_labels",
     "displacement_posterior",
     "downsample_ddf",
@@ -64,6 +69,8 @@ __all__ = [
     "make_inverse_consistent",
     "mean_field",
     "min_convolution",
+    "offset_window_cost",
+    "offset_window_mean",
     "pass_messages",
     "pool_to_grid",
     "quadratic_envelope",

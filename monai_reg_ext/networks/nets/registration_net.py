@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.utils import convert_to_tensor
@@ -15,7 +15,9 @@ from torch import nn
 from monai_reg_ext.networks.blocks.feature_block import as_feature_block
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.compose_ddf import compose_ddf
+from monai_reg_ext.networks.layers.displacement_distribution import DisplacementDistribution, field_on_cells
 from monai_reg_ext.networks.layers.inverse_consistency import make_inverse_consistent
+from monai_reg_ext.networks.layers.planar_distribution import PlanarDistribution
 from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 from monai_reg_ext.networks.layers.upsample_covariance import upsample_covariance
 from monai_reg_ext.networks.layers.upsample_ddf import regrid_ddf, upsample_ddf
@@ -35,10 +37,13 @@ class RegistrationNet(nn.Module):
         features: what is compared; a :py:class:`FeatureBlock`, which may pool without all voxels' features at once, or
             any module ``(B, C, I, J, K) -> (B, F, I, J, K)``.
         estimator: where things went, ``(fixed, moving features) -> coarse_ddf``; with a method ``both`` that also
-            returns the coarse field of the opposite direction, both directions take one search instead of two.
+            returns the coarse field of the opposite direction, both directions take one search instead of two. One for
+            all passes, or one for each.
         refiner: polish, ``(fixed, moving features, coarse_ddf) -> coarse_ddf``; one, several one after the other, or
-            none.
+            none. One with an argument ``distribution`` also gets what the estimator's method ``distribution`` says of
+            every displacement; one without a method ``spacing`` works on the estimator's grid.
         passes: how often to register: later passes see the moving image warped so far, and their fields are composed.
+            By default once, or once for each estimator.
         final_widths: box filters over the field of each pass at full resolution; none by default.
         compat: borders and change of grids as convexAdam has them: dropped tails, see :py:func:`pool_to_grid`, and
             stretched fields, see :py:func:`upsample_ddf`.
@@ -51,6 +56,8 @@ class RegistrationNet(nn.Module):
         preparation: what is made of each image once, before all passes, ``(B, C, I, J, K) -> (B, C', I, J, K)``; later
             passes warp its result. For example :py:class:`SegmentationChannel`: a label map is moved, where a
             segmentation of the warped image would be another one.
+        probabilistic_training: in training mode give the :py:meth:`distribution` of the first pass in place of the
+            field, for losses on probabilities.
 
     Shape:
         - image: ``(B, 2C, I, J, K)``, the channels of the moving image, then those of the fixed one.
@@ -65,42 +72,50 @@ class RegistrationNet(nn.Module):
     Raises:
         ValueError: when the number of channels is odd, a mask is empty or on another grid, or an estimator's or
             refiner's field is not on its grid.
-        TypeError: when there are masks and the estimator or refiner does not take them; with ``uncertainty`` when the
-            estimator has no covariance.
+        TypeError: when there are masks and the estimator or refiner does not take them; when the estimator lacks what
+            is asked of it, a covariance or a distribution.
     """
 
     def __init__(
         self,
         features: nn.Module,
-        estimator: nn.Module,
+        estimator: nn.Module | Sequence[nn.Module],
         refiner: nn.Module | Sequence[nn.Module] | None = None,
-        passes: int = 1,
+        passes: int | None = None,
         final_widths: Sequence[int] = (),
         compat: bool = False,
         symmetric: bool = False,
         consistency: int = 5,
         uncertainty: bool = False,
         preparation: nn.Module | None = None,
+        probabilistic_training: bool = False,
     ) -> None:
         super().__init__()
-        if passes < 1:
-            raise ValueError(f"RegistrationNet needs passes >= 1, got {passes}.")
-        if uncertainty:
-            _check_has_covariance(estimator)
+        estimators = _one_per_pass(estimator, passes)
         self.features = features
-        self.estimator = estimator
+        self.estimator = estimators[0]
+        # one for all passes has its weights here once
+        self.later_estimators = nn.ModuleList(() if isinstance(estimator, nn.Module) else estimators[1:])
         self.refiners = nn.ModuleList([refiner] if isinstance(refiner, nn.Module) else refiner or ())
-        self.passes = passes
+        self.passes = len(estimators)
         self.final_widths = tuple(final_widths)
         self.compat = compat
         self.symmetric = symmetric
         self.consistency = consistency
         self.uncertainty = uncertainty
         self.preparation = nn.Identity() if preparation is None else preparation
+        self.probabilistic_training = probabilistic_training
+        if uncertainty:
+            _check_has(self._estimators[-1], "covariance")
+        if probabilistic_training:
+            _check_has(self.estimator, "distribution")
+        if any(_takes_distribution(refiner) for refiner in self.refiners):
+            for one in estimators:
+                _check_has(one, "distribution")
 
     def forward(
         self, image: torch.Tensor, moving_mask: torch.Tensor | None = None, fixed_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | DisplacementDistribution | PlanarDistribution:
         if image.dim() != 5 or image.shape[1] % 2:
             raise ValueError(
                 "RegistrationNet needs moving and fixed side by side, (B, 2C, I, J, K), "
@@ -108,6 +123,8 @@ class RegistrationNet(nn.Module):
             )
         moving, fixed = image.chunk(2, dim=1)
         masks = moving_mask, fixed_mask
+        if self.probabilistic_training and self.training:
+            return self.distribution(moving, fixed, *masks)
         if self.symmetric:
             output = self.register_both(moving, fixed, *masks)
         else:
@@ -127,9 +144,9 @@ class RegistrationNet(nn.Module):
         if self.symmetric:
             return self.register_both(moving, fixed, moving_mask, fixed_mask)[0]
         moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
-        ddf = self._register_once(moving_side, fixed_side)
-        for _ in range(self.passes - 1):
-            ddf = self._another_pass(ddf, moving_side, fixed_side)
+        ddf = self._register_once(moving_side, fixed_side, self.estimator)
+        for estimator in self._estimators[1:]:
+            ddf = self._another_pass(ddf, moving_side, fixed_side, estimator)
         return ddf
 
     def register_both(
@@ -142,11 +159,29 @@ class RegistrationNet(nn.Module):
         """The field that warps ``moving`` onto ``fixed``, and its inverse, which warps ``fixed`` onto ``moving``."""
         moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         ddf, inverse_ddf = self._register_both_once(moving_side, fixed_side)
-        for _ in range(self.passes - 1):
-            ddf = self._another_pass(ddf, moving_side, fixed_side)
-            inverse_ddf = self._another_pass(inverse_ddf, fixed_side, moving_side)
+        for estimator in self._estimators[1:]:
+            ddf = self._another_pass(ddf, moving_side, fixed_side, estimator)
+            inverse_ddf = self._another_pass(inverse_ddf, fixed_side, moving_side, estimator)
             ddf, inverse_ddf = make_inverse_consistent(ddf, inverse_ddf, self.consistency, self.compat)
         return ddf, inverse_ddf
+
+    def distribution(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        moving_mask: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+    ) -> DisplacementDistribution | PlanarDistribution:
+        """What the estimator of the first pass says of every displacement, in voxels of the images.
+
+        Raises:
+            TypeError: when the estimator has no distribution.
+        """
+        _check_has(self.estimator, "distribution")
+        moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
+        (view,) = self._views(moving_side, fixed_side, [self.estimator])
+        in_cells = view.shown_to(self.estimator.distribution)
+        return in_cells.scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
 
     @torch.no_grad()
     def covariance(
@@ -176,11 +211,18 @@ class RegistrationNet(nn.Module):
         Raises:
             TypeError: when the estimator has no covariance.
         """
-        _check_has_covariance(self.estimator)
+        estimator = self._estimators[-1]
+        _check_has(estimator, "covariance")
         moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
-        (view,) = self._views(self._warped(moving_side, ddf), fixed_side, [self.estimator])
-        coarse = view.shown_to(self.estimator.covariance, len(self.refiners) > 0).float()
+        (view,) = self._views(self._warped(moving_side, ddf), fixed_side, [estimator])
+        coarse = view.shown_to(estimator.covariance, len(self.refiners) > 0).float()
         return upsample_covariance(coarse, view.spacing, fixed.shape[2:], self.compat)
+
+    @property
+    def _estimators(self) -> list[nn.Module]:
+        """One for each pass."""
+        later = list(self.later_estimators) or [self.estimator] * (self.passes - 1)
+        return [self.estimator, *later]
 
     def _sides(
         self,
@@ -198,17 +240,17 @@ class RegistrationNet(nn.Module):
         masks = _mask(moving_mask, moving, "moving"), _mask(fixed_mask, fixed, "fixed")
         return _Side(self.preparation(moving), masks[0]), _Side(self.preparation(fixed), masks[1])
 
-    def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side) -> torch.Tensor:
-        return compose_ddf(ddf, self._register_once(self._warped(moving, ddf), fixed))
+    def _another_pass(self, ddf: torch.Tensor, moving: _Side, fixed: _Side, estimator: nn.Module) -> torch.Tensor:
+        return compose_ddf(ddf, self._register_once(self._warped(moving, ddf), fixed, estimator))
 
     def _warped(self, side: _Side, ddf: torch.Tensor) -> _Side:
         mask = side.mask if side.mask is None else warp(side.mask, ddf, mode="nearest")
         return _Side(as_feature_block(self.features).warped(side.image, ddf), mask)
 
-    def _register_once(self, moving: _Side, fixed: _Side) -> torch.Tensor:
+    def _register_once(self, moving: _Side, fixed: _Side, estimator: nn.Module) -> torch.Tensor:
         size = fixed.image.shape[2:]
-        views = self._views(moving, fixed, [self.estimator, *self.refiners])
-        coarse_ddf = self._refined(views[0].shown_to(self.estimator), views, size)
+        views = self._views(moving, fixed, [estimator, *self.refiners])
+        coarse_ddf = self._refined(*self._estimated(views[0], estimator), views, size)
         return self._at_full_size(coarse_ddf, views, size)
 
     def _register_both_once(self, moving: _Side, fixed: _Side) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,17 +258,17 @@ class RegistrationNet(nn.Module):
         views = self._views(moving, fixed, [self.estimator, *self.refiners])
         opposite = [view.swapped() for view in views]
         if hasattr(self.estimator, "both"):
-            forward, backward = views[0].shown_to(self.estimator.both)
+            found = [(coarse_ddf, {}) for coarse_ddf in views[0].shown_to(self.estimator.both)]
         else:
-            forward, backward = views[0].shown_to(self.estimator), opposite[0].shown_to(self.estimator)
-        forward, backward = self._refined(forward, views, size), self._refined(backward, opposite, size)
+            found = [self._estimated(of_direction[0], self.estimator) for of_direction in (views, opposite)]
+        forward, backward = (self._refined(*one, of, size) for one, of in zip(found, (views, opposite), strict=True))
         forward, backward = make_inverse_consistent(forward, backward, self.consistency, self.compat)
         return self._at_full_size(forward, views, size), self._at_full_size(backward, views, size)
 
     def _views(self, moving: _Side, fixed: _Side, stages: Sequence[nn.Module]) -> list[_View]:
         """What each stage sees of the pair."""
         size = fixed.image.shape[2:]
-        spacings = [tuple(stage.spacing(size)) for stage in stages]
+        spacings = [tuple((stage if hasattr(stage, "spacing") else stages[0]).spacing(size)) for stage in stages]
         # two stages on one grid share their features
         grids = list(dict.fromkeys(spacings))
         of_pair = as_feature_block(self.features).pooled_pair(fixed.image, moving.image, grids, self.compat)
@@ -236,11 +278,24 @@ class RegistrationNet(nn.Module):
         }
         return [views[spacing] for spacing in spacings]
 
-    def _refined(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
+    def _estimated(self, view: _View, estimator: nn.Module) -> tuple[torch.Tensor, dict[str, tuple]]:
+        """The coarse field, and the distribution behind it where a refiner takes it."""
+        if not any(_takes_distribution(refiner) for refiner in self.refiners):
+            return view.shown_to(estimator), {}
+        distribution = view.shown_to(estimator.distribution)
+        coarse_ddf = field_on_cells(distribution.mean(), distribution.grid, view.fixed.shape[2:])
+        return coarse_ddf, {"distribution": distribution}
+
+    def _refined(
+        self, coarse_ddf: torch.Tensor, found: dict[str, tuple], views: list[_View], size: Sequence[int]
+    ) -> torch.Tensor:
         coarse_ddf = coarse_ddf.float()
         for refiner, before, view in zip(self.refiners, views, views[1:], strict=False):
-            coarse_ddf = regrid_ddf(coarse_ddf, before.spacing, view.spacing, size, self.compat)
-            coarse_ddf = view.shown_to(refiner, coarse_ddf).float()
+            # to change the grid smooths a little, also where the new one is as fine
+            if hasattr(refiner, "spacing") or before.spacing != view.spacing:
+                coarse_ddf = regrid_ddf(coarse_ddf, before.spacing, view.spacing, size, self.compat)
+            taken = found if _takes_distribution(refiner) else {}
+            coarse_ddf = view.shown_to(refiner, coarse_ddf, **taken).float()
         return coarse_ddf
 
     def _at_full_size(self, coarse_ddf: torch.Tensor, views: list[_View], size: Sequence[int]) -> torch.Tensor:
@@ -270,19 +325,42 @@ class _View(NamedTuple):
     def swapped(self) -> _View:
         return _View(self.spacing, self.moving, self.fixed, self.moving_mask, self.fixed_mask)
 
-    def shown_to(self, stage: Callable, *more: torch.Tensor | bool) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def shown_to(self, stage: Callable, *more: torch.Tensor | bool, **found: tuple) -> Any:
         if self.fixed_mask is None and self.moving_mask is None:
-            return stage(self.fixed, self.moving, *more)
+            return stage(self.fixed, self.moving, *more, **found)
         _check_takes_masks(stage)
-        return stage(self.fixed, self.moving, *more, fixed_mask=self.fixed_mask, moving_mask=self.moving_mask)
+        return stage(self.fixed, self.moving, *more, **found, fixed_mask=self.fixed_mask, moving_mask=self.moving_mask)
 
 
-def _check_has_covariance(estimator: nn.Module) -> None:
-    if not hasattr(estimator, "covariance"):
-        raise TypeError(
-            f"{type(estimator).__name__} knows no uncertainty: it needs a method covariance(fixed, moving, refined). "
-            "Set uncertainty to false, or choose another estimator, e.g. CoupledConvexEstimator."
+_ABSENT = {
+    "covariance": "knows no uncertainty: it needs a method covariance(fixed, moving, refined). Set uncertainty to "
+    "false, or choose another estimator, e.g. CoupledConvexEstimator.",
+    "distribution": "knows no probabilities: it needs a method distribution(fixed, moving). Choose another estimator, "
+    "e.g. MeanFieldEstimator, or do without what works on probabilities.",
+}
+
+
+def _check_has(estimator: nn.Module, method: str) -> None:
+    if not hasattr(estimator, method):
+        raise TypeError(f"{type(estimator).__name__} {_ABSENT[method]}")
+
+
+def _one_per_pass(estimator: nn.Module | Sequence[nn.Module], passes: int | None) -> list[nn.Module]:
+    if isinstance(estimator, nn.Module):
+        passes = 1 if passes is None else passes
+        if passes < 1:
+            raise ValueError(f"RegistrationNet needs passes >= 1, got {passes}.")
+        return [estimator] * passes
+    if not estimator or passes not in (None, len(estimator)):
+        raise ValueError(
+            f"RegistrationNet needs one estimator for each pass, got {len(estimator)} for passes={passes}. Leave "
+            "passes out, or give one estimator for all."
         )
+    return list(estimator)
+
+
+def _takes_distribution(refiner: nn.Module) -> bool:
+    return "distribution" in inspect.signature(refiner.forward).parameters
 
 
 def _check_takes_masks(stage: Callable) -> None:

@@ -12,6 +12,7 @@ from monai_reg_ext.networks.layers.displacement_distribution import (
     field_on_cells,
 )
 from monai_reg_ext.networks.layers.search_grid import search_grid
+from monai_reg_ext.networks.layers.warp import sample
 
 GRID = search_grid((12, 10, 9), (3, 2, 4), (3, 5, 2), (2.0, 1.5, 3.0), torch.zeros(1))
 
@@ -70,3 +71,37 @@ def test_one_point_is_valid_everywhere():
     found = field_on_cells(torch.rand(1, 3, 1, 1, 1), grid, (12, 10, 9))
 
     assert (found == found[:, :, :1, :1, :1]).all()
+
+
+def test_the_probability_of_a_field_is_interpolated_between_displacements():
+    probabilities = torch.rand(2, *GRID.window, *GRID.size)
+    field = 2 * torch.randn(2, 3, *GRID.size, requires_grad=True)
+
+    found = DisplacementDistribution(probabilities, GRID).at(field)
+
+    # the reference's way: each point's window is an image of its own, sampled at one place
+    windows = probabilities.flatten(4).movedim(-1, 1).flatten(0, 1)[:, None]
+    steps = (field - torch.tensor([-2.0, -1.5, -3]).view(3, 1, 1, 1)) / torch.tensor([2, 0.75, 6]).view(3, 1, 1, 1)
+    places = steps.flatten(2).movedim(-1, 1).reshape(-1, 3, 1, 1, 1)
+    expected = sample(windows, places, padding="zeros").view(2, *GRID.size)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    slopes = torch.randn(found.shape)
+    gradients = [torch.autograd.grad(result, field, slopes, retain_graph=True)[0] for result in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_outside_of_the_window_a_field_is_impossible():
+    distribution = DisplacementDistribution(torch.ones(1, *GRID.window, *GRID.size), GRID)
+
+    for far in ([-4.1, 0, 0], [0, 2.3, 0], [0, 0, 9.1]):
+        assert (distribution.at(torch.tensor(far).view(1, 3, 1, 1, 1).expand(1, 3, *GRID.size)) == 0).all()
+
+
+def test_all_displacements_may_lie_around_an_offset():
+    probabilities = torch.rand(1, 30, 24).softmax(1).view(1, *GRID.window, *GRID.size)
+    offset, field = torch.randn(2, 1, 3, *GRID.size)
+    plain, moved = DisplacementDistribution(probabilities, GRID), DisplacementDistribution(probabilities, GRID, offset)
+
+    torch.testing.assert_close(moved.mean(), plain.mean() + offset)
+    torch.testing.assert_close(moved.covariance(), plain.covariance())
+    torch.testing.assert_close(moved.at(field + offset), plain.at(field), atol=1e-5, rtol=1e-5)
