@@ -107,9 +107,13 @@ def _row(size: tuple[int, ...], count: int, name: str, settings: dict[str, Any])
     return row._replace(peak=peak, cost=median(Cost(*cost) for cost in timed) if timed else None)
 
 
-def in_new_process(arguments: dict[str, Any], environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """What ``training_step.py`` prints."""
-    command = [sys.executable, str(Path(__file__).with_name("training_step.py")), json.dumps(arguments)]
+def in_new_process(
+    arguments: dict[str, Any],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    script: str = "training_step.py",
+) -> dict[str, Any]:
+    """What the script prints."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode != 0:
         raise RuntimeError(f"'{arguments['search']}' failed with status {done.returncode}:\n{done.stderr}")

@@ -12,7 +12,7 @@ from numba import njit
 
 from monai_reg_ext.networks.kernels.runtime import JIT, in_threads
 
-__all__ = ["Band", "band", "banded_filter", "filter_planes"]
+__all__ = ["Band", "band", "banded_filter", "filter_planes", "overwrite_by_filtered"]
 
 Band = tuple[np.ndarray, tuple[int, ...]]
 
@@ -38,6 +38,25 @@ def banded_filter(volume: torch.Tensor, bands: Sequence[Band]) -> torch.Tensor:
 
     in_threads(filter_part, len(source) * planes)
     return torch.from_numpy(result).view(volume.shape)
+
+
+def overwrite_by_filtered(volume: torch.Tensor, bands: Sequence[Band]) -> None:
+    """:py:func:`banded_filter` in place, one ``(i, j, k)`` after the other.
+
+    Args:
+        volume: ``(B, C, i, j, k)`` float32, CPU, contiguous.
+        bands: see :py:func:`banded_filter`.
+    """
+    source = volume.flatten(0, 1).numpy()
+    planes = source.shape[1]
+
+    def filter_part(start: int, stop: int) -> None:
+        for index in range(start, stop):
+            filtered = np.empty_like(source[index])
+            filter_planes(source[index], *bands, 0, planes, filtered)
+            source[index] = filtered
+
+    in_threads(filter_part, len(source))
 
 
 def band(matrix: torch.Tensor) -> Band:

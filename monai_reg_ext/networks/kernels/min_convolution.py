@@ -17,11 +17,14 @@ _POINTS_IN_CACHE = 48
 _TAPS = (np.float32(1 / 9), np.float32(2 / 9), np.float32(3 / 9), np.float32(2 / 9), np.float32(1 / 9))
 
 
-def min_convolution(cost: torch.Tensor) -> torch.Tensor:
-    """Twin of :py:func:`monai_reg_ext.networks.layers.min_convolution`, for ``(B, l_0, l_1, l_2, i, j, k)``."""
+def min_convolution(cost: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+    """Twin of :py:func:`monai_reg_ext.networks.layers.min_convolution`, for ``(B, l_0, l_1, l_2, i, j, k)``.
+
+    The result may take the place of the costs.
+    """
     source = cost.contiguous().flatten(4).numpy()
     # numpy's memory comes in huge pages, where the system has them
-    out = np.empty_like(source)
+    out = source if overwrite else np.empty_like(source)
     for of_item in zip(source, out, strict=True):
 
         def work(start: int, stop: int, of_item=of_item) -> None:  # type: ignore[no-untyped-def]

@@ -55,34 +55,51 @@ def mean_field(
     if rounds < 1:
         raise ValueError(f"mean_field needs rounds >= 1, got {rounds}.")
 
-    def one_round(belief: torch.Tensor) -> torch.Tensor:
-        if envelope_weight is None:
-            return pass_messages(min_convolution(belief, averages), message_widths)
-        return pass_messages(quadratic_envelope(belief, envelope_weight), message_widths)
+    weights = data_weight, message_weight, bias
+    # costs are large: no copies where no gradient needs them
+    overwrite = not (torch.is_grad_enabled() and any(_learns(one) for one in (cost, *weights)))
 
-    belief = one_round(cost)
+    def one_round(belief: torch.Tensor, overwrite_belief: bool) -> torch.Tensor:
+        if envelope_weight is None:
+            belief = min_convolution(belief, averages, overwrite_belief)
+        else:
+            belief = quadratic_envelope(belief, envelope_weight)
+        return pass_messages(belief, message_widths, overwrite)
+
+    belief = one_round(cost, False)
     for _ in range(rounds - 1):
-        belief = one_round(_combined(cost, belief, data_weight, message_weight, bias))
+        belief = one_round((_overwritten if overwrite else _combined)(belief, cost, *weights), overwrite)
     return belief
 
 
+def _learns(value: float | torch.Tensor) -> bool:
+    return torch.is_tensor(value) and value.requires_grad
+
+
 def _combined(
-    cost: torch.Tensor,
     belief: torch.Tensor,
+    cost: torch.Tensor,
     data_weight: float | torch.Tensor,
     message_weight: float | torch.Tensor,
     bias: float | torch.Tensor,
 ) -> torch.Tensor:
-    if torch.is_grad_enabled() and any(
-        torch.is_tensor(one) and one.requires_grad for one in (cost, belief, data_weight, message_weight, bias)
-    ):
-        return bias + data_weight * cost + message_weight * belief
-    # costs are large: no copies
+    return bias + data_weight * cost + message_weight * belief
+
+
+def _overwritten(
+    belief: torch.Tensor,
+    cost: torch.Tensor,
+    data_weight: float | torch.Tensor,
+    message_weight: float | torch.Tensor,
+    bias: float | torch.Tensor,
+) -> torch.Tensor:
     belief = belief.mul_(message_weight).addcmul_(cost, torch.as_tensor(data_weight).to(cost))
     return belief if isinstance(bias, float) and bias == 0 else belief.add_(bias)
 
 
-def pass_messages(cost: torch.Tensor, widths: Sequence[Sequence[int]] = ((3, 3),) * 3) -> torch.Tensor:
+def pass_messages(
+    cost: torch.Tensor, widths: Sequence[Sequence[int]] = ((3, 3),) * 3, overwrite: bool = False
+) -> torch.Tensor:
     """Average each displacement's cost over neighbouring control points.
 
     Moving averages, one after the other, over costs whose border repeats beyond the grid. Two of width 3 weigh five
@@ -91,6 +108,7 @@ def pass_messages(cost: torch.Tensor, widths: Sequence[Sequence[int]] = ((3, 3),
     Args:
         cost: ``(B, l_0, l_1, l_2, i, j, k)``, any number of points.
         widths: along each of the three axes odd extents in points.
+        overwrite: the result may take the place of the costs. Not where gradients are needed.
 
     Returns:
         The same shape and dtype.
@@ -104,7 +122,11 @@ def pass_messages(cost: torch.Tensor, widths: Sequence[Sequence[int]] = ((3, 3),
     if all(width == 1 for axis in widths for width in axis):
         return cost
     widths = tuple(map(tuple, widths))
-    if compiled_twin("banded_filter", cost.detach()) is not None:
+    twin = compiled_twin("banded_filter", cost.detach())
+    if twin is not None and overwrite and cost.is_contiguous():
+        twin.overwrite_by_filtered(cost.flatten(1, 3), _bands(cost, widths, transposed=False))
+        return cost
+    if twin is not None:
         return _Compiled.apply(cost, widths)
     matrices = [_matrix(size, of_axis) for size, of_axis in zip(cost.shape[4:], widths, strict=True)]
     # bfloat16 has too few digits to compare costs
@@ -130,8 +152,11 @@ class _Compiled(torch.autograd.Function):
 def _filtered(cost: torch.Tensor, widths: tuple[tuple[int, ...], ...], transposed: bool) -> torch.Tensor:
     from monai_reg_ext.networks.kernels.banded_filter import banded_filter
 
-    bands = [_band(size, of_axis, transposed) for size, of_axis in zip(cost.shape[4:], widths, strict=True)]
-    return banded_filter(cost.flatten(1, 3), bands).view(cost.shape)
+    return banded_filter(cost.flatten(1, 3), _bands(cost, widths, transposed)).view(cost.shape)
+
+
+def _bands(cost: torch.Tensor, widths: tuple[tuple[int, ...], ...], transposed: bool) -> list[Any]:
+    return [_band(size, of_axis, transposed) for size, of_axis in zip(cost.shape[4:], widths, strict=True)]
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ _DISPLACEMENT_DIMS = (1, 2, 3)
 _CPU_BLOCK, _GPU_BLOCK = 16 << 20, 256 << 20
 
 
-def min_convolution(cost: torch.Tensor, averages: int = 2) -> torch.Tensor:
+def min_convolution(cost: torch.Tensor, averages: int = 2, overwrite: bool = False) -> torch.Tensor:
     r"""What the neighbours of a displacement would cost, a displacement's distance counted: a smoothed lower envelope.
 
     The least cost of each 3x3x3 neighbourhood of displacements, averaged over 3x3x3 neighbourhoods ``averages`` times,
@@ -31,6 +31,7 @@ def min_convolution(cost: torch.Tensor, averages: int = 2) -> torch.Tensor:
         cost: ``(B, l_0, l_1, l_2, i, j, k)``, costs of displacements at control points; half precision is counted in
             float32.
         averages: two as in the paper; its form for planes of displacements has one.
+        overwrite: the result may take the place of the costs. Not where gradients are needed.
 
     Returns:
         The same shape, float32 or float64. Memory: the output; its gradient needs the input.
@@ -40,8 +41,9 @@ def min_convolution(cost: torch.Tensor, averages: int = 2) -> torch.Tensor:
     """
     _check(cost)
     cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
-    if averages == 2 and compiled_twin("min_convolution", cost.detach()) is not None:
-        return _Compiled.apply(cost)
+    twin = compiled_twin("min_convolution", cost.detach()) if averages == 2 else None
+    if twin is not None:
+        return twin.min_convolution(cost, overwrite) if overwrite else _Compiled.apply(cost)
     return _by_points(lambda block: _averaged_minima(block, averages), cost)
 
 
