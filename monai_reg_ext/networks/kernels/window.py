@@ -70,8 +70,9 @@ def cost_gradient(
 
 def _sum_of_terms(one: torch.Tensor, moving: torch.Tensor, weights: AxisWeights, squares: bool) -> torch.Tensor:
     one = one.contiguous()
-    # numpy's memory comes in huge pages, where the system has them
-    out = np.zeros((len(one), *(len(lower) for lower, _ in weights), *one.shape[2:]), np.float32)
+    # empty memory of numpy's comes in huge pages, where the system has them, zeros do not
+    out = np.empty((len(one), *(len(lower) for lower, _ in weights), *one.shape[2:]), np.float32)
+    out.fill(0)
     for part in _parts(moving, weights):
         arrays = one[part.item, part.channels].numpy(), part.lines(moving), *part.axes
 
