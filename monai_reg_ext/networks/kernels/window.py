@@ -198,9 +198,8 @@ def _add_product(one, below, above, weight, total):  # type: ignore[no-untyped-d
 
 @njit(**JIT)
 def _gather_row(source, first, count, i, j, out):  # type: ignore[no-untyped-def]
-    """A row of points of some displacements, one displacement after the other; 0 behind the last."""
+    """A row of points of some displacements, one displacement after the other; what is behind the last is not used."""
     n_2 = source.shape[3]
-    fill_row(out, 0)
     for label in range(count):
         copy_row(source[first + label, i, j], out[label * n_2 : (label + 1) * n_2])
 
