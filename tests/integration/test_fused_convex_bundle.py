@@ -37,7 +37,7 @@ TRAINING = {
     "network_def#estimator#half_width": 2,
 }
 MLFLOW = find_spec("mlflow") is not None
-METRICS = ["dice", "hd95", "sdlogj", "folding_percent"]
+METRICS = ["smooth_dice", "dice", "hd95", "sdlogj", "folding_percent"]
 
 
 def subject(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,9 @@ def test_the_log_of_a_training_needs_no_package(untracked):
     # half a cosine over two epochs
     assert column(untracked, "learning_rate") == pytest.approx([0.01, 0.005])
     summary = json.loads((untracked / "training.json").read_text())
-    assert summary["best"]["dice"] == max(column(untracked, "dice"))
+    scores = np.subtract(column(untracked, "dice"), 20 * np.array(column(untracked, "sdlogj")))
+    np.testing.assert_allclose(column(untracked, "smooth_dice"), scores, rtol=1e-5)
+    assert summary["best"]["smooth_dice"] == max(column(untracked, "smooth_dice"))
     assert summary["seed"] == 0
     assert list(table(untracked / "semantic" / "fold0")[0]) == [*columns, "dice"]
     assert list(table(untracked / "semantic" / "all")[0]) == columns
