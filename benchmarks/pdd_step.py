@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pdd_forms import FORMS, Form
-from training_step import limit_memory, measured
+from training_step import measured_within
 
 from monai_reg_ext.networks.layers import sample_axes, search_grid
 
@@ -73,14 +73,7 @@ def main(
     torch.set_num_threads(threads)
     Search(FORMS[search], work, 3, 3, channels, classes, cells)()
     step = Search(FORMS[search], work, points, labels, channels, classes, cells)
-    limit = limit_memory(limit)
-    try:
-        costs = measured(step, repeats)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise
-        costs = []
-    print(json.dumps({"limit": limit, "costs": costs}))
+    print(json.dumps(measured_within(limit, step, repeats)))
 
 
 if __name__ == "__main__":

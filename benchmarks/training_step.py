@@ -28,7 +28,7 @@ from training_searches import SEARCHES
 from monai_reg_ext.networks.blocks import FeatureFusion
 from monai_reg_ext.networks.layers import warp
 
-__all__ = ["TrainingStep", "limit_memory", "measured"]
+__all__ = ["TrainingStep", "measured_within"]
 
 IN_CHANNELS, CLASSES = 26, 14
 SHARPNESS = 20.0
@@ -82,23 +82,23 @@ def main(
     torch.set_num_threads(threads)
     TrainingStep(SEARCHES[search], WARM_UP_SIZE, half_width, couplings)()
     step = TrainingStep(SEARCHES[search], size, half_width, couplings)
+    print(json.dumps(measured_within(limit, step, repeats)))
+
+
+def measured_within(limit: int, step: Callable[[], object], repeats: int) -> dict[str, int | list[Cost]]:
+    """What each repetition costs where the process may ask for no more bytes than ``limit``: none where they are few."""
     limit = limit_memory(limit)
+    meter = Meter()
     try:
-        costs = measured(step, repeats)
+        for _ in range(repeats):
+            with meter.stage("step"):
+                step()
+            release_memory()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
-        costs = []
-    print(json.dumps({"limit": limit, "costs": costs}))
-
-
-def measured(step: Callable[[], None], repeats: int) -> list[Cost]:
-    meter = Meter()
-    for _ in range(repeats):
-        with meter.stage("step"):
-            step()
-        release_memory()
-    return meter.costs["step"]
+        return {"limit": limit, "costs": []}
+    return {"limit": limit, "costs": meter.costs["step"]}
 
 
 def limit_memory(limit: int) -> int:

@@ -17,7 +17,7 @@ __all__ = ["PlanarMeanFieldEstimator"]
 
 
 class PlanarMeanFieldEstimator(MeanFieldEstimator):
-    """Mean field inference over three orthogonal planes of displacements instead of a cube: a fifth of the work.
+    """Mean field inference over three orthogonal planes of displacements instead of a cube: a fifth of the displacements.
 
     In the first step the planes go through the displacement 0. In later ones each goes through the displacement that
     the step before has found perpendicular to it.
