@@ -21,7 +21,7 @@ def load_weights(network: nn.Module, path: str | Path, part: str = "", unused: s
 
     Args:
         network: takes the weights.
-        path: a bare state dict, as ``models/model.pt`` is.
+        path: a bare state dict, as ``models/model.pt`` is. What several parts of the network share is in it once.
         part: name of the network in the one that the weights are of, e.g. ``features.fusion``; by default it is that.
         unused: weights whose names begin so are left in the file.
 
@@ -33,16 +33,19 @@ def load_weights(network: nn.Module, path: str | Path, part: str = "", unused: s
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its unpickler happens to meet
         raise SystemExit(f"error: {path} cannot be read as weights: {error}".splitlines()[0]) from None
+    needed, further_names = _needed(network)
     if isinstance(weights, Mapping):
         weights = {key: value for key, value in weights.items() if not unused or not key.startswith(unused)}
         prefix = f"{part}." if part else ""
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    if problem := _misfit(network.state_dict(), weights):
+        weights = {key: value for key, value in weights.items() if key not in further_names}
+    if problem := _misfit(needed, weights):
         raise SystemExit(
             f"error: {path}: {problem}. Give the weights that were trained with this config, or the config (labels, "
             "channels) that belongs to these weights."
         )
-    network.load_state_dict(weights)
+    # not strict: what is shared goes by its first name
+    network.load_state_dict(weights, strict=False)
     return network
 
 
@@ -59,6 +62,13 @@ def save_weights(path: str | Path, parts: Mapping[str, nn.Module | str | Path]) 
         weights.update({f"{name}.{key}".lstrip("."): value.cpu() for key, value in own.items()})
     with whole_file(path) as unfinished:
         torch.save(weights, unfinished)
+
+
+def _needed(network: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The state dict with everything once, and the further names of what several parts share."""
+    state = network.state_dict()
+    first_names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return {name: value for name, value in state.items() if name in first_names}, state.keys() - first_names
 
 
 def _misfit(needed: Mapping[str, torch.Tensor], got: Any) -> str:

@@ -23,7 +23,7 @@ class AutocastInferer(SimpleInferer):
 
     Shape:
         - inputs: what ``network`` takes.
-        - output: the one tensor that ``network`` returns; float32 when ``enabled``.
+        - output: what ``network`` returns, one tensor or a distribution; float32 when ``enabled``.
     """
 
     def __init__(self, enabled: bool = True) -> None:

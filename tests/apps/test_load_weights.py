@@ -68,6 +68,33 @@ def test_the_whole_has_no_prefix(tmp_path):
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == network().state_dict().keys()
 
 
+def test_what_two_parts_share_is_in_the_file_once(saved):
+    path, trained = saved
+    layer = nn.Linear(4, 2)
+    sharing = nn.ModuleDict({**network(), "fusion": layer, "again": nn.Sequential(layer)})
+
+    loaded = load_weights(sharing, path)
+
+    assert torch.equal(loaded["again"][0].weight, trained["fusion"].weight)
+
+
+def test_a_part_of_its_own_does_not_take_the_weights_of_another(saved):
+    apart = nn.ModuleDict({**network(), "again": nn.Sequential(nn.Linear(4, 2))})
+
+    assert "has no again.0.weight" in refusal(apart, saved[0])
+
+
+def test_a_network_that_shares_a_part_reads_what_it_has_saved(tmp_path):
+    def sharing() -> nn.Module:
+        layer = nn.Linear(4, 2)
+        return nn.ModuleDict({"fusion": layer, "again": nn.Sequential(layer)})
+
+    whole = sharing()
+    save_weights(tmp_path / "model.pt", {"": whole})
+
+    assert torch.equal(load_weights(sharing(), tmp_path / "model.pt")["again"][0].weight, whole["fusion"].weight)
+
+
 def test_weights_for_another_number_of_channels_are_refused_with_both_shapes(saved):
     message = refusal(network(channels=5), saved[0])
 

@@ -11,6 +11,7 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from monai_reg_ext.engines import AutocastInferer
+from monai_reg_ext.networks.layers import DisplacementDistribution, PlanarDistribution, search_grid
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -67,6 +68,20 @@ def test_weights_learn_in_float32_what_they_would_without(device):
 
     assert gradients[0].dtype == torch.float32
     assert 0 < (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_distribution_of_displacements_comes_in_float32_too(planar):
+    grid = search_grid((4, 5, 6), (2, 3, 4), (3, 3, 3), (1, 1, 1), torch.zeros(1))
+    probabilities, offset = torch.rand(1, 3, 3, 3, 2, 3, 4), torch.rand(1, 3, 2, 3, 4)
+    in_half = DisplacementDistribution(probabilities.bfloat16(), grid, offset.bfloat16())
+
+    output = AutocastInferer()(image(), lambda scan: PlanarDistribution((in_half,) * 3) if planar else in_half)
+
+    for part in output.planes if planar else [output]:
+        assert part.probabilities.dtype == part.offset.dtype == torch.float32
+        torch.testing.assert_close(part.probabilities, probabilities, atol=0, rtol=2**-8)
+        assert part.grid is grid
 
 
 def test_a_meta_tensor_keeps_its_place_in_space():

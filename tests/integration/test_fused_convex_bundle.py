@@ -23,7 +23,6 @@ from PIL import Image
 from monai_reg_ext.handlers.report_layout import ReportLayout
 from monai_reg_ext.handlers.validation_picture import COLUMNS, DOTS_PER_INCH
 
-SIZE = (30, 26, 28)
 NETWORK = {"network_def#filters": [4, 6, 8, 8]}
 SEMANTIC = {**NETWORK, "patch": [24, 24, 24], "epochs": 1, "steps_per_epoch": 3, "val_interval": 1, "amp": False}
 TRAINING = {
@@ -38,37 +37,6 @@ TRAINING = {
 }
 MLFLOW = find_spec("mlflow") is not None
 METRICS = ["smooth_dice", "dice", "hd95", "sdlogj", "folding_percent"]
-
-
-def subject(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scan and its label map: two balls of their own brightness (1, 2) in a body, somewhere else in every subject."""
-    generator = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*map(np.arange, SIZE), indexing="ij"), -1) - generator.uniform(-1.5, 1.5, 3)
-    label = np.zeros(SIZE, dtype=np.uint8)
-    label[np.linalg.norm(grid - [10, 13, 13], axis=-1) < 5] = 1
-    label[np.linalg.norm(grid - [20, 12, 15], axis=-1) < 4] = 2
-    body = np.linalg.norm((grid - [15, 13, 14]) / [14, 12, 13], axis=-1) < 1
-    scan = body * (40.0 + np.array([0, 60, 30])[label] + generator.normal(0, 2, SIZE))
-    return scan.astype(np.float32), label
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """Six training cases and one validation pair in the form of Learn2Reg, voxels of unequal sizes."""
-    folder = tmp_path_factory.mktemp("Balls")
-    for kind in ("imagesTr", "labelsTr"):
-        (folder / kind).mkdir()
-    affine = np.diag([1.5, -2.0, 1.0, 1.0])
-    for case in range(8):
-        for kind, array in zip(("imagesTr", "labelsTr"), subject(case), strict=True):
-            nib.save(nib.Nifti1Image(array, affine), folder / kind / f"Balls_{case:04d}_0000.nii.gz")
-    cases = [
-        {kind[:5]: f"./{kind}/Balls_{case:04d}_0000.nii.gz" for kind in ("imagesTr", "labelsTr")} for case in range(8)
-    ]
-    pair = {"fixed": cases[6]["image"], "moving": cases[7]["image"]}
-    content = {"name": "Balls", "labels": {"0": {"1": "left", "2": "right"}}, "training": cases}
-    (folder / "Balls_dataset.json").write_text(json.dumps({**content, "registration_val": [pair]}))
-    return folder
 
 
 @pytest.fixture(scope="module")

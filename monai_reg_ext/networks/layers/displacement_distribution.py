@@ -72,6 +72,12 @@ class DisplacementDistribution(NamedTuple):
             offset = offset * torch.tensor(factor).to(offset).view(3, 1, 1, 1)
         return DisplacementDistribution(self.probabilities, self.grid.scaled(factor, origin), offset)
 
+    def float(self) -> DisplacementDistribution:
+        """The same in float32, as a tensor's ``float()``."""
+        return self._replace(
+            probabilities=self.probabilities.float(), offset=None if self.offset is None else self.offset.float()
+        )
+
     def _in_steps(self, field: torch.Tensor) -> torch.Tensor:
         """A field counted in steps from the first displacement along each axis."""
         first = torch.stack([axis[0] for axis in self.grid.labels])

@@ -54,6 +54,10 @@ class PlanarDistribution(NamedTuple):
         """The same in another unit, see :py:meth:`SearchGrid.scaled`."""
         return PlanarDistribution(tuple(plane.scaled(factor, origin) for plane in self.planes))
 
+    def float(self) -> PlanarDistribution:
+        """The same in float32, as a tensor's ``float()``."""
+        return PlanarDistribution(tuple(plane.float() for plane in self.planes))
+
     @staticmethod
     def _knowing(*axes: int) -> list[int]:
         return [plane for plane in range(3) if plane not in axes]
