@@ -1,0 +1,285 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+
+from monai_reg_ext.losses import NonLocalFeatureLoss, NonLocalLabelLoss, WarpedLabelLoss
+from monai_reg_ext.networks.blocks import FlowNetEstimator, MindSSC, PlanarMeanFieldEstimator
+
+WINDOW = {"points": [7, 6, 8], "labels": 5, "reach": 6}
+ESTIMATOR = {f"network_def#estimator#{name}": value for name, value in WINDOW.items()}
+CHANNELS = {"network_def#features#channels": 4}
+BOTH_WARPS = {f"network_def#estimator#{warp}#{name}": WINDOW[name] for warp in (0, 1) for name in ("points", "labels")}
+TRAINING = {"epochs": 2, "pairs_per_epoch": 2, "val_interval": 1, "val_cases": 2, **ESTIMATOR, **CHANNELS}
+QUICKLY = {"epochs": 1, "pairs_per_epoch": 1, "val_interval": 1, "val_cases": 2, "tensorboard": False}
+METRICS = ["dice", "hd95", "sdlogj", "folding_percent"]
+MLFLOW = find_spec("mlflow") is not None
+
+# small networks of all that is trained differently
+VARIANTS = {
+    "mind_features": ESTIMATOR,
+    "without_mean_field": ESTIMATOR | CHANNELS,
+    "without_non_local_loss": ESTIMATOR | CHANNELS,
+    "flow_net": ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]},
+    "planar": ESTIMATOR | CHANNELS,
+    "unsupervised": ESTIMATOR | CHANNELS,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(bundles_dir) -> Path:
+    return bundles_dir / "pdd_net"
+
+
+def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in configs],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **overrides,
+    )
+
+
+def run(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
+    running = workflow(bundle, *configs, kind=kind, **overrides)
+    running.initialize()
+    running.run()
+    running.finalize()
+    return running
+
+
+@pytest.fixture(scope="module")
+def trained(bundle, dataset, tmp_path_factory) -> Path:
+    """Output of one whole training, tracked by all that is installed."""
+    output = tmp_path_factory.mktemp("training")
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
+    run(bundle, "train", kind="train", **options)
+    return output
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def content(running: ConfigWorkflow, name: str):
+    return running.parser.get_parsed_content(name)
+
+
+def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(trained):
+    weights, best = (torch.load(trained / name, weights_only=True) for name in ("model.pt", "best.pt"))
+    assert weights.keys() == best.keys()
+    assert all(torch.equal(weights[name], best[name]) for name in weights)
+
+    rows = table(trained / "training.csv")
+    assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
+    # half a cosine over two epochs
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.01, 0.005])
+    summary = json.loads((trained / "training.json").read_text())
+    assert summary["best"]["dice"] == max(float(row["dice"]) for row in rows)
+    assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
+    assert (trained / "tensorboard").exists() == (find_spec("tensorboard") is not None)
+    assert (trained / "mlruns.db").exists() == MLFLOW
+
+
+def test_a_training_goes_on_where_it_stopped(bundle, dataset, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "again")
+    options = {**TRAINING, "epochs": 3, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "again")}
+
+    resumed = run(bundle, "train", kind="train", **options)
+
+    assert content(resumed, "train#trainer").state.iteration == 3 * 2
+    rows = table(tmp_path / "again" / "training.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[:2] == table(trained / "training.csv")
+
+
+def test_every_weight_but_those_without_effect_is_trained(bundle, dataset, trained):
+    options = {**TRAINING, "dataset_dir": str(dataset)}
+    start = workflow(bundle, "train", kind="train", **options)
+    torch.manual_seed(0)
+    names = [name for name, _ in content(start, "network_def").named_parameters()]
+
+    checkpoint = torch.load(next((trained / "checkpoints").iterdir()), weights_only=False)
+
+    moments = checkpoint["optimizer"]["state"]
+    still = [name for number, name in enumerate(names) if not moments[number]["exp_avg_sq"].any()]
+    # a constant added to both images' features does not change their difference
+    assert still in ([], ["features.head.bias"])
+
+
+def test_mixed_precision_trains_as_full_precision_does(bundle, dataset, trained, tmp_path):
+    options = {**TRAINING, "epochs": 1, "tensorboard": False, "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
+
+    run(bundle, "train", kind="train", **options, amp=True)
+
+    (half,), (full, _) = table(tmp_path / "training.csv"), table(trained / "training.csv")
+    assert float(half["loss"]) == pytest.approx(float(full["loss"]), rel=0.05)
+    assert half["loss"] != full["loss"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_trains_and_its_weights_register(bundle, dataset, tmp_path, name):
+    options = {**VARIANTS[name], "dataset_dir": str(dataset), "output_dir": str(tmp_path), "pictures": False}
+
+    run(bundle, "train", name, kind="train", **QUICKLY, **options)
+    del options["pictures"]
+    run(bundle, "inference", name, "evaluate", **options, weights=str(tmp_path / "model.pt"))
+
+    (row,) = table(tmp_path / "metrics.csv")
+    assert not row["error"]
+    assert 0 < float(row["dice"]) <= 100
+
+
+def test_variants_change_what_their_names_say(bundle, dataset):
+    def part(variant: str, name: str):
+        running = workflow(bundle, "train", variant, kind="train", dataset_dir=str(dataset), **VARIANTS[variant])
+        return content(running, name)
+
+    assert isinstance(part("mind_features", "network_def").features, MindSSC)
+    without = part("without_mean_field", "network_def").estimator
+    cost = torch.rand(1, 5, 5, 5, 7, 6, 8)
+    changed = cost.clone()
+    changed[..., 3, 2, 4] = 0
+    differs = (without.mean_field(cost) != without.mean_field(changed)).flatten(0, 3).any(0)
+    assert differs.nonzero().tolist() == [[3, 2, 4]]
+    assert isinstance(part("flow_net", "network_def").estimator, FlowNetEstimator)
+    planar = part("planar", "network_def").estimator
+    assert isinstance(planar, PlanarMeanFieldEstimator)
+    assert planar.mean_field.settings["averages"] == 1
+    losses = [type(part(name, "loss")) for name in ("planar", "unsupervised", "without_non_local_loss", "flow_net")]
+    assert losses == [NonLocalLabelLoss, NonLocalFeatureLoss, WarpedLabelLoss, WarpedLabelLoss]
+
+
+@pytest.mark.parametrize("name", [None, *VARIANTS])
+def test_inference_looks_at_the_same_window_as_training(bundle, dataset, name):
+    configs = [] if name is None else [name]
+    one = content(workflow(bundle, "train", *configs, kind="train", dataset_dir=str(dataset)), "network_def")
+    other = content(workflow(bundle, "inference", *configs), "network_def")
+
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (one, other)]
+    assert shapes[0] == shapes[1]
+    for setting in ("points", "labels", "reach", "grid_spacing"):
+        assert getattr(one.estimator, setting) == getattr(other.estimator, setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "network"),
+    [((), ESTIMATOR), (("search_only",), ESTIMATOR), (("planar",), ESTIMATOR), (("two_warps",), BOTH_WARPS)],
+)
+def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, tmp_path, settings, network):
+    options = {"weights": str(trained / "model.pt"), **CHANNELS, **network}
+
+    run(
+        bundle,
+        *("inference", *settings, "evaluate"),
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        **options,
+    )
+
+    (row,) = table(tmp_path / "metrics.csv")
+    assert not row["error"]
+    assert 0 < float(row["dice"]) <= 100
+
+
+def test_the_second_warp_has_the_weights_of_the_first_and_a_smaller_window(bundle, trained):
+    options = {"weights": str(trained / "model.pt"), **CHANNELS, **BOTH_WARPS}
+
+    network = content(workflow(bundle, "inference", "two_warps", **options), "network")
+
+    (second,) = network.later_estimators
+    assert second.mean_field is network.estimator.mean_field
+    assert max(second.reach) < min(network.estimator.reach)
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    assert torch.equal(second.mean_field.message_weight, weights["estimator.mean_field.message_weight"])
+
+
+def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, trained, tmp_path):
+    options = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR, "uncertainty": True}
+
+    run(bundle, "inference", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
+
+    (path,) = tmp_path.rglob("uncertainty.nii.gz")
+    found, fixed = nib.load(path), nib.load(dataset / "imagesTr" / "Balls_0006_0000.nii.gz")
+    assert found.shape == fixed.shape
+    np.testing.assert_allclose(found.affine, fixed.affine)
+    values = found.get_fdata()
+    # the corner of the window: 6 voxels along each axis
+    assert 0 < values.min() <= values.max() < 6 * np.linalg.norm([1.5, 2.0, 1.0])
+
+
+def test_both_directions_are_each_others_inverse(bundle, dataset, trained, tmp_path):
+    options = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR, "inverse": "symmetric"}
+
+    run(bundle, "inference", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
+
+    (row,) = table(tmp_path / "metrics.csv")
+    assert float(row["inverse_consistency_mm"]) < 0.1
+
+
+def test_weights_of_another_variant_are_refused_with_one_line(bundle, trained):
+    options = {"weights": str(trained / "model.pt"), **ESTIMATOR}
+
+    with pytest.raises(SystemExit, match="Give the weights that were trained with this config"):
+        content(workflow(bundle, "inference", "mind_features", **options), "network")
+
+
+def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tmp_path):
+    options = {
+        **TRAINING,
+        "epochs": 1,
+        "tensorboard": False,
+        "dataset_dir": dataset,
+        "output_dir": tmp_path,
+        "bundle_root": bundle,
+        "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
+        "meta_file": bundle / "configs" / "metadata.json",
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+    done = subprocess.run(
+        [*launcher, "-m", "monai.bundle", "run", *arguments], capture_output=True, text=True, timeout=600
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    # each process takes half of the pairs of an epoch
+    checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=1.pt", weights_only=False)
+    assert checkpoint["trainer"]["iteration"] == 1
+    assert (tmp_path / "model.pt").is_file()
+    assert json.loads((tmp_path / "training.json").read_text())["processes"] == 2
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["epoch_0001.png"]
+
+
+def test_configs_have_the_properties_that_monai_asks_for(bundle, dataset, trained):
+    training = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(trained)}
+    inference = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR}
+    for kind, name, options in (("infer", "inference", inference), ("train", "train", training)):
+        running = workflow(bundle, name, kind=kind, **options)
+        running.initialize()
+        assert running.check_properties() == []
+
+
+def test_metadata_and_network_agree(bundle, tmp_path):
+    metadata = str(bundle / "configs" / "metadata.json")
+    shutil.copy(Path(__file__).parent / "metadata_schema.json", tmp_path / "schema.json")
+    verify_metadata(meta_file=metadata, filepath=str(tmp_path / "schema.json"))
+    verify_net_in_out("network_def", metadata, str(bundle / "configs" / "inference.json"))
