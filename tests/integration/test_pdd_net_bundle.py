@@ -164,6 +164,8 @@ def test_variants_change_what_their_names_say(bundle, dataset):
     planar = part("planar", "network_def").estimator
     assert isinstance(planar, PlanarMeanFieldEstimator)
     assert planar.mean_field.settings["averages"] == 1
+    pair = part("unsupervised", "train#dataset")[0]
+    assert torch.equal(pair["label"], pair["image"])
     losses = [type(part(name, "loss")) for name in ("planar", "unsupervised", "without_non_local_loss", "flow_net")]
     assert losses == [NonLocalLabelLoss, NonLocalFeatureLoss, WarpedLabelLoss, WarpedLabelLoss]
 
