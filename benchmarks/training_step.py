@@ -86,7 +86,7 @@ def main(
 
 
 def measured_within(limit: int, step: Callable[[], object], repeats: int) -> dict[str, int | list[Cost]]:
-    """What each repetition costs where the process may ask for no more bytes than ``limit``: none where they are few."""
+    """The ``limit`` in bytes that was kept, and the ``costs`` of each repetition, none where it was too low."""
     limit = limit_memory(limit)
     meter = Meter()
     try:

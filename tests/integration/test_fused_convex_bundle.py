@@ -310,6 +310,28 @@ def test_predictions_from_files_take_the_place_of_the_segmentation_network(bundl
     assert float(row["dice"]) > float(row["dice_before"])
 
 
+def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, trained, tmp_path):
+    options = {"labels": [0, 1, 2], "weights": str(trained / "model.pt"), "segmentation_def#filters": [4, 6, 8, 8]}
+
+    run(
+        bundle,
+        "inference.json",
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path),
+        uncertainty=True,
+        inverse="symmetric",
+        **options,
+    )
+
+    (path,) = tmp_path.rglob("uncertainty.nii.gz")
+    found, fixed = nib.load(path), nib.load(dataset / "imagesTr" / "Balls_0006_0000.nii.gz")
+    assert found.shape == fixed.shape
+    np.testing.assert_allclose(found.affine, fixed.affine)
+    values = found.get_fdata()
+    # where costs tell nothing two cells of two voxels to every side are left, and their neighbours narrow it
+    assert 0 < values.min() <= values.max() < 4 * np.linalg.norm([1.5, 2.0, 1.0])
+
+
 def test_configs_have_the_properties_that_monai_asks_for(bundle, dataset, trained):
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(trained)}
     for kind, names in (("infer", ["inference.json"]), ("train", ["train.json"])):

@@ -17,7 +17,7 @@ __all__ = ["PlanarMeanFieldEstimator"]
 
 
 class PlanarMeanFieldEstimator(MeanFieldEstimator):
-    """Mean field inference over three orthogonal planes of displacements instead of a cube: a fifth of the displacements.
+    """Mean field inference over three orthogonal planes of displacements, a fifth of those in a cube.
 
     In the first step the planes go through the displacement 0. In later ones each goes through the displacement that
     the step before has found perpendicular to it.
@@ -82,7 +82,7 @@ class PlanarMeanFieldEstimator(MeanFieldEstimator):
         # only the last step is learned: where the planes go is not
         with torch.no_grad():
             for _ in range(self.steps - 1):
-                field = self._found(self._planes(grid, field, *sides), fixed, moving)
+                field = self._found(self._planes(grid, field, *sides))
         return self._planes(grid, field, *sides)
 
     def _planes(self, grid: SearchGrid, field: torch.Tensor | None, *sides: torch.Tensor | None) -> PlanarDistribution:
@@ -105,7 +105,7 @@ class PlanarMeanFieldEstimator(MeanFieldEstimator):
             offset[:, axis] += self.noise * grid.step[axis] * torch.randn_like(offset[:, axis])
         return offset
 
-    def _found(self, distribution: PlanarDistribution, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+    def _found(self, distribution: PlanarDistribution) -> torch.Tensor:
         """``(B, 3, *grid.size)`` in cells."""
         return distribution.mean() if self.refiner is None else self.refiner.at_points(distribution)
 

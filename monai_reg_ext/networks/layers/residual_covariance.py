@@ -8,9 +8,9 @@ import torch
 
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
-from monai_reg_ext.networks.layers.displacement_posterior import displacement_moments
+from monai_reg_ext.networks.layers.displacement_posterior import covariance_times, displacement_moments
 from monai_reg_ext.networks.layers.fill_outside import FillOutside
-from monai_reg_ext.networks.layers.symmetric_matrix import entries_of, matrices_of
+from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ROWS, entries_of, matrices_of
 
 __all__ = ["LABEL_VARIANCE", "residual_covariance"]
 
@@ -26,7 +26,7 @@ _SHARE_LEFT = 0.08
 
 
 def residual_covariance(cost_volume: CostVolume, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """How far a field may still be off: covariance of the displacement that is left to find at every control point.
+    """How far a field may still be off: mean outer product of the displacement left to find at every control point.
 
     1. The posterior of every control point alone, see :py:func:`displacement_posterior`: around no displacement, kept
        within some two cells where costs tell nothing. Its sharpness is 18 for costs that are 1 on average over all
@@ -35,6 +35,8 @@ def residual_covariance(cost_volume: CostVolume, mask: torch.Tensor | None = Non
     2. A smooth field follows those neighbours that know more. Hence the inverse covariances, which measure what is
        known, are averaged over the neighbourhood in which a field is smooth.
     3. Neighbours that know the same know more together: of the variance a share is left, the same everywhere.
+    4. Where neighbours agree that something is left to find, the mean of what they expect, weighed by what they know,
+       is missed: its outer product is added.
 
     Args:
         cost_volume: costs of one pair (``batch`` 1), features of the fixed image against those of the **registered**
@@ -46,9 +48,13 @@ def residual_covariance(cost_volume: CostVolume, mask: torch.Tensor | None = Non
     """
     nowhere = cost_volume.labels.new_zeros(1, 3, *cost_volume.size)
     sharpness = _SHARPNESS / _typical_cost(cost_volume, mask)
-    _, covariance, _ = displacement_moments(cost_volume, nowhere, 1 / (2 * sharpness * _PRIOR_VARIANCE), sharpness)
+    mean, covariance, _ = displacement_moments(cost_volume, nowhere, 1 / (2 * sharpness * _PRIOR_VARIANCE), sharpness)
     known = _inverse(_plus_label_variance(covariance))
-    return _SHARE_LEFT * _inverse(box_filter(FillOutside(mask)(known), _SMOOTH_WIDTHS))
+    known_and_pull = torch.cat([known, covariance_times(known, mean)], 1)
+    known, pull = box_filter(FillOutside(mask)(known_and_pull), _SMOOTH_WIDTHS).split([6, 3], 1)
+    doubt = _inverse(known)
+    missed = covariance_times(doubt, pull)
+    return _SHARE_LEFT * doubt + missed[:, ROWS] * missed[:, COLUMNS]
 
 
 def _typical_cost(cost_volume: CostVolume, mask: torch.Tensor | None) -> float:

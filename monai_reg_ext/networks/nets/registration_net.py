@@ -53,6 +53,8 @@ class RegistrationNet(nn.Module):
             :py:func:`make_inverse_consistent`.
         uncertainty: give the covariance of the field besides; needs an estimator with a method ``covariance``, see
             :py:meth:`covariance`.
+        uncertainty_features: what :py:meth:`covariance` compares, of the images without preparation; ``features`` by
+            default. Learned features say little of what their loss did not ask for: MIND-SSC tells more.
         preparation: what is made of each image once, before all passes, ``(B, C, I, J, K) -> (B, C', I, J, K)``; later
             passes warp its result. For example :py:class:`SegmentationChannel`: a label map is moved, where a
             segmentation of the warped image would be another one.
@@ -87,6 +89,7 @@ class RegistrationNet(nn.Module):
         symmetric: bool = False,
         consistency: int = 5,
         uncertainty: bool = False,
+        uncertainty_features: nn.Module | None = None,
         preparation: nn.Module | None = None,
         probabilistic_training: bool = False,
     ) -> None:
@@ -103,6 +106,7 @@ class RegistrationNet(nn.Module):
         self.symmetric = symmetric
         self.consistency = consistency
         self.uncertainty = uncertainty
+        self.uncertainty_features = uncertainty_features
         self.preparation = nn.Identity() if preparation is None else preparation
         self.probabilistic_training = probabilistic_training
         if uncertainty:
@@ -213,6 +217,9 @@ class RegistrationNet(nn.Module):
         """
         estimator = self._estimators[-1]
         _check_has(estimator, "covariance")
+        if self.uncertainty_features is not None:
+            look = RegistrationNet(self.uncertainty_features, estimator, list(self.refiners), compat=self.compat)
+            return look.covariance(moving, fixed, ddf, moving_mask, fixed_mask)
         moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         (view,) = self._views(self._warped(moving_side, ddf), fixed_side, [estimator])
         coarse = view.shown_to(estimator.covariance, len(self.refiners) > 0).float()

@@ -397,7 +397,7 @@ def test_features_outside_both_masks_have_no_influence_on_the_covariance():
     fixed, moving = torch.randn(2, 1, 4, 14, 11, 12)
     masks = torch.zeros(2, 1, 1, 14, 11, 12)
     masks[0, ..., 3:8, 4:8, 2:9] = masks[1, ..., 4:9, 3:7, 3:10] = 1
-    estimator = CoupledConvexEstimator(2, 1, mask_penalty=1e3)
+    estimator = CoupledConvexEstimator(2, 1, mask_penalty=1e4)
 
     covariance = estimator.covariance(fixed, moving, True, *masks)
 
@@ -406,7 +406,7 @@ def test_features_outside_both_masks_have_no_influence_on_the_covariance():
     ]
     inside = masks[0].bool().expand(1, 6, -1, -1, -1)
     torch.testing.assert_close(
-        estimator.covariance(*other, True, *masks)[inside], covariance[inside], rtol=1e-3, atol=1e-5
+        estimator.covariance(*other, True, *masks)[inside], covariance[inside], rtol=1e-3, atol=1e-4
     )
     assert (estimator.covariance(*other) / estimator.covariance(fixed, moving) - 1)[inside].abs().max() > 0.1
 

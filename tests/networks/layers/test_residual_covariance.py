@@ -41,11 +41,14 @@ def slow_covariance(cost):
     mean = torch.einsum("lijk,lc->cijk", p, labels)
     deviation = labels.view(-1, 3, 1, 1, 1) - mean
     covariance = torch.einsum("lijk,lcijk,ldijk->ijkcd", p, deviation, deviation)
-    known = torch.linalg.inv(covariance + torch.eye(3) / 12).permute(3, 4, 0, 1, 2).reshape(9, *SIZE)
+    known = torch.linalg.inv(covariance + torch.eye(3) / 12).permute(3, 4, 0, 1, 2)
+    pull = torch.einsum("cdijk,dijk->cijk", known, mean)
+    known = known.reshape(9, *SIZE)
     for _ in range(3):
-        known = average_of_neighbours(known)
-    left = torch.linalg.inv(known.reshape(3, 3, *SIZE).permute(2, 3, 4, 0, 1)).permute(3, 4, 0, 1, 2)
-    return entries_of(0.08 * left[None])
+        known, pull = average_of_neighbours(known), average_of_neighbours(pull)
+    doubt = torch.linalg.inv(known.reshape(3, 3, *SIZE).permute(2, 3, 4, 0, 1)).permute(3, 4, 0, 1, 2)
+    missed = torch.einsum("cdijk,dijk->cijk", doubt, pull)
+    return entries_of((0.08 * doubt + torch.einsum("cijk,dijk->cdijk", missed, missed))[None])
 
 
 @pytest.mark.parametrize("chunk_labels", [1, 4, 1000])
@@ -88,6 +91,16 @@ def test_a_place_without_doubt_keeps_the_width_of_a_label():
     torch.testing.assert_close(covariance[0, DIAGONAL], torch.full((3, *SIZE), 0.08 / 12), rtol=1e-3, atol=0)
 
 
+def test_a_displacement_that_all_cells_see_is_counted_as_missed():
+    cost = torch.full((1, len(LABELS), *SIZE), 10.0)
+    cost[:, (torch.tensor([1, 0, -2]) == LABELS).all(1)] = 0
+
+    covariance = residual_covariance(DenseCostVolume(cost, LABELS))
+
+    expected = torch.tensor([1, 0, -2, 0, 0, 4]) + 0.08 / 12 * torch.tensor([1, 0, 0, 1, 0, 1])
+    torch.testing.assert_close(covariance, expected.view(1, 6, 1, 1, 1).expand_as(covariance), rtol=0.01, atol=1e-3)
+
+
 def test_a_cell_among_others_that_know_more_is_as_sure_as_the_mean_of_what_they_know():
     cost = torch.full((1, len(LABELS), *SIZE), 10.0)
     cost[:, LABELS.abs().sum(1) == 0] = 0
@@ -119,12 +132,12 @@ def test_along_an_edge_the_doubt_is_larger_than_across():
 def test_oblique_edges_have_covariances_between_axes():
     # equal along (1, 1, 0): what axis 0 gains is made good along axis 1
     base = torch.randn(1, 6, 40)
-    i, j = torch.meshgrid(torch.arange(13), torch.arange(12), indexing="ij")
-    features = base[:, :, i - j + 20][..., None].expand(1, 6, 13, 12, 11).contiguous()
+    i, j = torch.meshgrid(torch.arange(15), torch.arange(14), indexing="ij")
+    features = base[:, :, i - j + 20][..., None].expand(1, 6, 15, 14, 13).contiguous()
 
     covariance = residual_covariance(SSDCostVolume(features, features, (2, 2, 2)))
 
-    inside = covariance[0, :, 4:-4, 4:-4, 4:-4]
+    inside = covariance[0, :, 5:-5, 5:-5, 5:-5]
     assert (inside[1] > 0.5 * (inside[0] * inside[3]).sqrt()).all()
     assert (inside[[2, 4]].abs() < 0.1 * inside[5]).all()
 

@@ -76,6 +76,19 @@ def test_the_estimator_looks_once_more_at_the_registered_pair(pair, iterations):
     torch.testing.assert_close(covariance, upsample_covariance(coarse, (3, 3, 3), SIZE), rtol=1e-3, atol=1e-4)
 
 
+def test_the_second_look_may_compare_other_features_of_the_images_without_preparation(pair):
+    moving, fixed = pair
+    settings = {"estimator": CoupledConvexEstimator(3, 2), "refiner": AdamRefiner(2, 3)}
+    net = RegistrationNet(
+        torch.nn.Identity(), **settings, preparation=torch.nn.ReLU(), uncertainty=True, uncertainty_features=MindSSC()
+    )
+
+    output = net(torch.cat([moving, fixed], 1))
+
+    expected = RegistrationNet(MindSSC(), **settings).covariance(moving, fixed, output[:, :3])
+    assert torch.equal(output[:, 3:], expected)
+
+
 def test_any_estimator_with_a_covariance_serves_and_gets_the_masks(pair):
     moving, fixed = pair
     masks = torch.ones(2, 1, 1, *SIZE)
