@@ -177,3 +177,13 @@ def test_no_motion_leaves_the_phantoms_landmarks_where_they_were(script, tmp_pat
     assert values[" method "] == " before "
     assert values[" tre_mm "] == values[" tre_mm_before "]
     assert float(values[" sdlogj "]) == 0
+
+
+@pytest.mark.skipif(not has_fire, reason="fire is not installed")
+def test_the_table_has_means_and_the_dice_that_seventy_percent_exceed(script):
+    rows = {"ours": [{"dice": dice, "sdlogj": 0.1} for dice in range(11)]}
+
+    *_, head, _, row = script("accuracy")._table("task", rows, (), {}).splitlines()
+
+    assert head == "| method | dice | dice30 | sdlogj |"
+    assert row == "| ours | 5 | 3 | 0.1 |"
