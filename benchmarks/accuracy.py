@@ -7,7 +7,7 @@
     python benchmarks/accuracy.py --data_dir DATA --task HippocampusMR --settings bundles/convex_adam/configs/X.json
 
 prints a table of means over the pairs and appends it to ``--output``. ``dice30`` is what 70 % of the pairs exceed.
-``convexAdam`` sees the images of the bundle's preparation (working grid, initial alignment, robust intensities); elastix
+``convexAdam`` sees the images of the bundle's preparation (working grid, initial start, robust intensities); elastix
 and ANTs get the original images and masks, as their users give them. All fields go through the same metrics.
 ``seconds`` is from the loaded images to the field on the fixed grid, with the initial alignment. Every method takes as
 many threads as torch (``OMP_NUM_THREADS``). Needs the extra ``benchmark``.
