@@ -6,6 +6,8 @@ from .box_filter import box_filter
 from .cells_inside import cells_inside
 from .compat import reference_stretch
 from .compose_ddf import compose_ddf
+from .conjugate_gradients import ConjugateGradients, conjugate_gradients
+from .cosine_transform import cosine_transform
 from .cost_volume import CostVolume
 from .coupled_convex import COUPLINGS, coupled_convex
 from .dense_cost_volume import DenseCostVolume
@@ -14,6 +16,7 @@ from .displacement_distribution import DisplacementDistribution, expected_displa
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .feature_energy import FeatureEnergy
 from .fill_outside import FillOutside
+from .graph_laplacian import graph_laplacian
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
@@ -22,6 +25,7 @@ from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .mean_field import mean_field, pass_messages
 from .min_convolution import min_convolution, quadratic_envelope
+from .normal_operator import NormalOperator
 from .offset_window import offset_window_cost, offset_window_mean
 from .planar_distribution import PlanarDistribution
 from .pool_to_grid import pool_to_grid
@@ -29,6 +33,7 @@ from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
 from .search_grid import SearchGrid, search_grid
 from .solve_backward import solve_backward
+from .solve_normal_equations import solve_normal_equations
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
 from .translation_search import TranslationSearch
 from .upsample_covariance import upsample_covariance
@@ -39,12 +44,14 @@ from .window_mean import window_mean
 
 __all__ = [
     "COUPLINGS",
+    "ConjugateGradients",
     "CostVolume",
     "DenseCostVolume",
     "DisplacementDistribution",
     "DisplacementPosterior",
     "FeatureEnergy",
     "FillOutside",
+    "NormalOperator",
     "PlanarDistribution",
     "SSDCostVolume",
     "SearchGrid",
@@ -53,6 +60,8 @@ __all__ = [
     "box_filter",
     "cells_inside",
     "compose_ddf",
+    "conjugate_gradients",
+    "cosine_transform",
     "coupled_convex",
     "diffusion",
     "displacement_labels",
@@ -61,6 +70,7 @@ __all__ = [
     "expected_displacement",
     "field_on_cells",
     "fit_linear",
+    "graph_laplacian",
     "identity_grid",
     "invert_ddf",
     "jacobian_determinant",
@@ -81,6 +91,7 @@ __all__ = [
     "sample_axes",
     "search_grid",
     "solve_backward",
+    "solve_normal_equations",
     "ssd_cost_volume",
     "upsample_covariance",
     "upsample_ddf",

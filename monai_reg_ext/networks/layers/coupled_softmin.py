@@ -13,9 +13,10 @@ from torch.autograd.function import once_differentiable
 from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.box_filter import box_filter, box_filter_adjoint
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
-from monai_reg_ext.networks.layers.displacement_posterior import covariance_times, displacement_moments, soft_logits
+from monai_reg_ext.networks.layers.displacement_posterior import displacement_moments, soft_logits
 from monai_reg_ext.networks.layers.fill_outside import FillOutside
 from monai_reg_ext.networks.layers.scratch import Scratch
+from monai_reg_ext.networks.layers.symmetric_matrix import symmetric_product
 
 __all__ = ["coupled_softmin"]
 
@@ -93,7 +94,7 @@ def _mean_gradients(
     gradients: list[torch.Tensor] = []
     for coupling, covariance in zip(reversed(couplings), reversed(covariances), strict=True):
         gradients.append(fill.adjoint(box_filter_adjoint(ddf_gradient.contiguous(), compat=compat)))
-        ddf_gradient = 2 * sharpness * coupling * covariance_times(covariance, gradients[-1])
+        ddf_gradient = 2 * sharpness * coupling * symmetric_product(covariance, gradients[-1])
     return gradients[::-1]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from monai_reg_ext.networks.kernels.runtime import compiled_twin
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
-from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ENTRIES, ROWS, matrices_of
+from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ROWS, matrices_of
 
 __all__ = ["DisplacementPosterior", "displacement_posterior"]
 
@@ -73,11 +73,6 @@ def displacement_moments(
     mean = first / total
     covariance = second / total - mean[:, ROWS] * mean[:, COLUMNS]
     return mean, covariance, peak + total.log()
-
-
-def covariance_times(covariance: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Product of the six entries ``(B, 6, i, j, k)`` of symmetric matrices with vectors ``(B, 3, i, j, k)``."""
-    return torch.stack([(covariance[:, row] * vector).sum(1) for row in ENTRIES], 1)
 
 
 def update_moments(

@@ -8,9 +8,9 @@ import torch
 
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.cost_volume import CostVolume
-from monai_reg_ext.networks.layers.displacement_posterior import covariance_times, displacement_moments
+from monai_reg_ext.networks.layers.displacement_posterior import displacement_moments
 from monai_reg_ext.networks.layers.fill_outside import FillOutside
-from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ROWS, entries_of, matrices_of
+from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ROWS, entries_of, matrices_of, symmetric_product
 
 __all__ = ["LABEL_VARIANCE", "residual_covariance"]
 
@@ -50,10 +50,10 @@ def residual_covariance(cost_volume: CostVolume, mask: torch.Tensor | None = Non
     sharpness = _SHARPNESS / _typical_cost(cost_volume, mask)
     mean, covariance, _ = displacement_moments(cost_volume, nowhere, 1 / (2 * sharpness * _PRIOR_VARIANCE), sharpness)
     known = _inverse(_plus_label_variance(covariance))
-    known_and_pull = torch.cat([known, covariance_times(known, mean)], 1)
+    known_and_pull = torch.cat([known, symmetric_product(known, mean)], 1)
     known, pull = box_filter(FillOutside(mask)(known_and_pull), _SMOOTH_WIDTHS).split([6, 3], 1)
     doubt = _inverse(known)
-    missed = covariance_times(doubt, pull)
+    missed = symmetric_product(doubt, pull)
     return _SHARE_LEFT * doubt + missed[:, ROWS] * missed[:, COLUMNS]
 
 
