@@ -47,8 +47,8 @@ def solve_normal_equations(
     within ``max_iterations`` is told of in a warning too, also in the backward pass.
 
     Args:
-        matrix: ``(B, E, *size)`` on two or three axes, symmetric positive semidefinite blocks *M*: the ``n (n + 1) / 2``
-            entries of the upper triangle row by row, or ``n`` entries, of the diagonal alone.
+        matrix: ``(B, E, *size)`` on two or three axes, symmetric positive semidefinite blocks *M*: the
+            ``n (n + 1) / 2`` entries of the upper triangle row by row, or ``n`` entries, of the diagonal alone.
         right_side: ``(B, n, *size)``; half precision is computed in float32.
         regularization: weight :math:`\lambda > 0`, a number or a tensor, one for all or one for each system.
         weights: of the Laplacian's axes, 1 by default, see :py:func:`graph_laplacian`.

@@ -283,7 +283,7 @@ def test_blocks_that_are_not_positive_end_in_a_warning():
     matrix, right_side = system((4, 6, 5))
     matrix[1] *= -1
 
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="normal equations") as told:
         solution = solve_normal_equations(matrix, right_side, 1.0)
 
     assert any("1 of 2 systems of normal equations (registration) are not solved" in str(one.message) for one in told)
@@ -364,7 +364,7 @@ def test_cells_are_gathered_and_spread_by_one_matrix_and_its_transpose():
 def test_the_weight_must_be_positive(regularization):
     matrix, right_side = system((4, 6, 5))
 
-    with pytest.raises(ValueError, match="finite|regularization must be > 0"):
+    with pytest.raises(ValueError, match=r"finite|regularization must be > 0"):
         solve_normal_equations(matrix, right_side, regularization)
 
 
