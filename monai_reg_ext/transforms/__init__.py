@@ -49,6 +49,7 @@ from .register_pair import RegisterPairD, RegisterPaird, RegisterPairDict
 from .registration_recipe import RegistrationRecipe
 from .resample_to_fixed import ResampleToFixed, ResampleToFixedD, ResampleToFixedd, ResampleToFixedDict
 from .save_registration import SaveRegistrationD, SaveRegistrationd, SaveRegistrationDict
+from .signed_distance_map import SignedDistanceMap, SignedDistanceMapD, SignedDistanceMapd, SignedDistanceMapDict
 from .spatial_displacement import FoldedFieldError, SpatialDisplacement
 from .split_directions import SplitDirectionsD, SplitDirectionsd, SplitDirectionsDict
 from .transform_files import read_linear_transform, read_transform, write_transform
@@ -109,6 +110,10 @@ __all__ = [
     "SaveRegistrationD",
     "SaveRegistrationDict",
     "SaveRegistrationd",
+    "SignedDistanceMap",
+    "SignedDistanceMapD",
+    "SignedDistanceMapDict",
+    "SignedDistanceMapd",
     "SpatialDisplacement",
     "SplitDirectionsD",
     "SplitDirectionsDict",

@@ -9,6 +9,7 @@ from .feature_concat import FeatureConcat
 from .feature_fusion import FeatureFusion
 from .feature_stack import FeatureStack
 from .flow_net_estimator import FlowNetEstimator
+from .gauss_newton_estimator import GaussNewtonEstimator
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mean_field import PAPER_ALPHAS, MeanField
@@ -20,6 +21,7 @@ from .probability_refiner import ProbabilityRefiner
 from .residual_search import ResidualSearch
 from .segmentation_channel import SegmentationChannel
 from .semantic_features import SemanticFeatures
+from .signed_distance_features import SignedDistanceFeatures
 from .window_estimator import WindowEstimator
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "FeatureFusion",
     "FeatureStack",
     "FlowNetEstimator",
+    "GaussNewtonEstimator",
     "LinearRegistration",
     "LocalNormalization",
     "MeanField",
@@ -42,5 +45,6 @@ __all__ = [
     "ResidualSearch",
     "SegmentationChannel",
     "SemanticFeatures",
+    "SignedDistanceFeatures",
     "WindowEstimator",
 ]

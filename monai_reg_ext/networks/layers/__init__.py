@@ -4,6 +4,7 @@
 
 from .box_filter import box_filter
 from .cells_inside import cells_inside
+from .central_differences import central_differences
 from .compat import reference_stretch
 from .compose_ddf import compose_ddf
 from .conjugate_gradients import ConjugateGradients, conjugate_gradients
@@ -25,6 +26,7 @@ from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .mean_field import mean_field, pass_messages
 from .min_convolution import min_convolution, quadratic_envelope
+from .normal_equations import normal_equations
 from .normal_operator import NormalOperator
 from .offset_window import offset_window_cost, offset_window_mean
 from .planar_distribution import PlanarDistribution
@@ -32,12 +34,13 @@ from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
 from .search_grid import SearchGrid, search_grid
+from .signed_distance import signed_distance
 from .solve_backward import solve_backward
 from .solve_normal_equations import solve_normal_equations
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
 from .translation_search import TranslationSearch
 from .upsample_covariance import upsample_covariance
-from .upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
+from .upsample_ddf import downsample_ddf, regrid_ddf, share_with_grid, upsample_ddf
 from .warp import identity_grid, sample, warp
 from .window_cost import window_cost
 from .window_mean import window_mean
@@ -59,6 +62,7 @@ __all__ = [
     "add_mask_channel",
     "box_filter",
     "cells_inside",
+    "central_differences",
     "compose_ddf",
     "conjugate_gradients",
     "cosine_transform",
@@ -79,6 +83,7 @@ __all__ = [
     "make_inverse_consistent",
     "mean_field",
     "min_convolution",
+    "normal_equations",
     "offset_window_cost",
     "offset_window_mean",
     "pass_messages",
@@ -90,6 +95,8 @@ __all__ = [
     "sample",
     "sample_axes",
     "search_grid",
+    "share_with_grid",
+    "signed_distance",
     "solve_backward",
     "solve_normal_equations",
     "ssd_cost_volume",

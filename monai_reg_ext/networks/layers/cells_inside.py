@@ -13,12 +13,12 @@ def cells_inside(share: torch.Tensor) -> torch.Tensor:
     """Cells of a control grid that count: those of which at least half lies inside a mask.
 
     Args:
-        share: ``(B, 1, i, j, k)``, how much of each cell lies inside, 0 to 1; a mask's :py:func:`pool_to_grid`.
+        share: ``(B, 1, *cells)``, how much of each cell lies inside, 0 to 1; a mask's :py:func:`pool_to_grid`.
 
     Returns:
         The same shape and dtype, 1 where a cell counts and 0 elsewhere. Of an item so thin that it fills no cell by
         half, every cell counts that it touches.
     """
     half = share >= 0.5
-    thin = ~half.flatten(1).any(1).view(-1, 1, 1, 1, 1)
+    thin = ~half.flatten(1).any(1).view(-1, *[1] * (share.dim() - 1))
     return (half | (thin & (share > 0))).to(share.dtype)

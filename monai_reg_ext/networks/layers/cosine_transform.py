@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from monai_reg_ext.networks.layers.multiply_axis import multiply_axis
+
 __all__ = ["cosine_transform"]
 
 
@@ -26,15 +28,8 @@ def cosine_transform(field: torch.Tensor, inverse: bool = False) -> torch.Tensor
     """
     for dim in range(2, field.dim()):
         basis = _basis(field.shape[dim], field.dtype, field.device)
-        field = _along(field, dim, basis.T if inverse else basis)
+        field = multiply_axis(field, dim, basis.T if inverse else basis)
     return field
-
-
-def _along(field: torch.Tensor, dim: int, matrix: torch.Tensor) -> torch.Tensor:
-    if dim == field.dim() - 1:
-        return field @ matrix.T
-    # whatever lies behind the axis is one row for the matrix
-    return (matrix @ field.flatten(dim + 1)).view(field.shape)
 
 
 @lru_cache(maxsize=32)

@@ -15,14 +15,15 @@ from monai_reg_ext.networks.layers.conjugate_gradients import ConjugateGradients
 from monai_reg_ext.networks.layers.graph_laplacian import graph_laplacian
 from monai_reg_ext.networks.layers.normal_operator import NormalOperator
 from monai_reg_ext.networks.layers.normal_preconditioner import PRECONDITIONERS
-from monai_reg_ext.networks.layers.symmetric_matrix import matrices_of, symmetric_shape
+from monai_reg_ext.networks.layers.symmetric_matrix import entries_of, matrices_of, symmetric_shape
 
 __all__ = ["solve_normal_equations"]
 
-# a direction counts as without any gradient if its eigenvalue of the mean block is less than that of the largest one
-_SINGULAR = 1e-6
-# of the mean diagonal entry, so much that what rounding leaves along such a direction stays small
-_LEAST_DAMPING = 1e-4
+# a direction counts as without any gradient if its eigenvalue of the mean block is less than that of the largest one,
+# slopes along it less than some 3 % of others
+_UNSEEN = 1e-3
+# of the largest eigenvalue: what interpolation makes of slopes along such a direction shall not move anything far
+_HOLD = 1e-2
 
 
 def solve_normal_equations(
@@ -42,9 +43,10 @@ def solve_normal_equations(
     through the equations (implicit differentiation): one more solution, with the incoming gradient on the right, to the
     same tolerance. They cost no memory for the iterations, however many there are.
 
-    Where all blocks together say nothing of a direction, a constant field along it solves the equations as well as
-    none: such systems are damped by 1e-4 of the mean diagonal entry, with a warning. A system that is not solved
-    within ``max_iterations`` is told of in a warning too, also in the backward pass.
+    Where all blocks together say next to nothing of a direction, a constant field along it solves the equations as well
+    as none: such systems are damped along it, by a hundredth of the largest eigenvalue of the mean block, with a
+    warning. A system that is not solved within ``max_iterations`` is told of in a warning too, also in the backward
+    pass.
 
     Args:
         matrix: ``(B, E, *size)`` on two or three axes, symmetric positive semidefinite blocks *M*: the
@@ -147,31 +149,35 @@ def _outer_product(one: torch.Tensor, other: torch.Tensor, entries: int) -> torc
 def _damped(
     matrix: torch.Tensor, right_side: torch.Tensor, regularization: torch.Tensor, damping: float
 ) -> torch.Tensor:
-    """The blocks with something on the diagonal where that was asked for or is needed."""
+    """The blocks with what is added where that was asked for or is needed."""
     operator = NormalOperator(matrix, right_side.shape[1])
     mean = matrix.flatten(2).mean(2)
     # one look at all that must be known on the host
     known = [mean, right_side.abs().flatten(1).mean(1, keepdim=True), regularization[:, None]]
-    known = torch.cat(known, 1).detach().double().cpu()
+    known = torch.cat(known, 1).detach().cpu().double()
     _check_values(known, damping)
-    blocks = matrices_of(known[:, :-2]) if operator.coupled else known[:, :-2].diag_embed()
-    eigenvalues = torch.linalg.eigvalsh(blocks)
-    singular = eigenvalues[:, 0] <= _SINGULAR * eigenvalues[:, -1]
-    if damping == 0 and not singular.any():
+    added = _hold_unseen(known[:, :-2], known[:, -1:], operator.coupled)
+    if damping == 0 and added is None:
         return matrix
-    if singular.any():
-        warnings.warn(
-            f"{singular.sum()} of {len(matrix)} systems of normal equations have a direction without any gradient, "
-            "along which a constant field changes nothing; they are damped. Do the features vary along every axis?",
-            stacklevel=3,
-        )
-    scale = mean[:, operator.diagonal].mean(1)
-    scale = torch.where(scale > 0, scale, regularization)
-    damped = matrix.clone()
-    damped[:, operator.diagonal] += operator.per_cell(
-        scale * torch.clamp(_LEAST_DAMPING * singular.to(matrix), min=damping)
+    amount = torch.zeros_like(mean) if added is None else added.to(mean)
+    amount[:, operator.diagonal] += damping * mean[:, operator.diagonal].mean(1, keepdim=True)
+    return matrix + amount.view(*mean.shape, *[1] * operator.axes)
+
+
+def _hold_unseen(mean: torch.Tensor, regularization: torch.Tensor, coupled: bool) -> torch.Tensor | None:
+    """What keeps systems ``(B, E)`` from moving as a whole along directions of which their blocks say nothing."""
+    eigenvalues, directions = torch.linalg.eigh(matrices_of(mean) if coupled else mean.diag_embed())
+    unseen = eigenvalues <= _UNSEEN * eigenvalues[:, -1:]
+    if not unseen.any():
+        return None
+    warnings.warn(
+        f"{unseen.any(1).sum()} of {len(mean)} systems of normal equations have a direction without any gradient, "
+        "along which a constant field changes nothing; they are damped along it. Do features vary along every axis?",
+        stacklevel=4,
     )
-    return damped
+    strength = _HOLD * torch.maximum(eigenvalues[:, -1:], _HOLD * regularization)
+    hold = (directions * (strength * unseen).unsqueeze(1)) @ directions.mT
+    return entries_of(hold) if coupled else hold.diagonal(dim1=1, dim2=2)
 
 
 def _known(preconditioner: str) -> str:

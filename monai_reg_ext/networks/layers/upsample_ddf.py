@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from monai_reg_ext.networks.layers.multiply_axis import multiply_axis
 from monai_reg_ext.networks.layers.pool_to_grid import grid_size, pool_to_grid
 
-__all__ = ["downsample_ddf", "regrid_ddf", "upsample_ddf"]
+__all__ = ["downsample_ddf", "regrid_ddf", "share_with_grid", "upsample_ddf"]
 
 
 def upsample_ddf(
@@ -23,13 +24,13 @@ def upsample_ddf(
     beyond the outermost centres constant. This holds for every size, also when it is no multiple of the spacing.
 
     Args:
-        coarse_ddf: ``(B, 3, i, j, k)`` in cells, see :py:func:`pool_to_grid`.
+        coarse_ddf: ``(B, D, *cells)`` in cells, see :py:func:`pool_to_grid`; two or three axes.
         spacing: voxels per cell along each axis.
         size: extent of the voxel grid.
         compat: stretch the cells over ``size`` as convexAdam does; misplaces values when ``size`` is no multiple.
 
     Returns:
-        ``(B, 3, *size)`` in voxels. Memory: little more than that.
+        ``(B, D, *size)`` in voxels. Memory: little more than that.
 
     Raises:
         ValueError: when the cells are not those of ``size``.
@@ -37,7 +38,8 @@ def upsample_ddf(
     _check_cells(coarse_ddf, spacing, size, compat)
     coarse_ddf = coarse_ddf * _per_axis(spacing, coarse_ddf)
     in_graph = torch.is_grad_enabled() and coarse_ddf.requires_grad
-    upsample = _upsample if in_graph or coarse_ddf.device.type != "cpu" else _upsample_by_rows
+    by_rows = coarse_ddf.dim() == 5 and coarse_ddf.device.type == "cpu" and not in_graph
+    upsample = _upsample_by_rows if by_rows else _upsample
     return upsample(coarse_ddf, _scales(coarse_ddf, spacing, size, compat), size)
 
 
@@ -54,6 +56,26 @@ def downsample_ddf(ddf: torch.Tensor, spacing: Sequence[int], compat: bool = Fal
     """
     coarse = _downsample(ddf, spacing, compat)
     return coarse / _per_axis(spacing, coarse)
+
+
+def share_with_grid(values: torch.Tensor, spacing: Sequence[int]) -> torch.Tensor:
+    """Sums over the voxels that each control point reaches, weighted as :py:func:`upsample_ddf` weighs it there.
+
+    The transpose of that interpolation, divided by the voxels of a full cell: turns gradients for a field in voxels
+    into those for its control points. What all points get together is the sum over all voxels.
+
+    Args:
+        values: ``(B, C, *size)``, two or three axes, floating dtype.
+        spacing: voxels per cell along each axis.
+
+    Returns:
+        ``(B, C, *grid_size)``, see :py:func:`pool_to_grid`.
+    """
+    # the longest rows first: each product leaves less for the next
+    for dim, step in reversed(list(enumerate(spacing, start=2))):
+        matrix = _interpolation(values, step, values.shape[dim], -(-values.shape[dim] // step), compat=False)
+        values = multiply_axis(values, dim, matrix.T / step)
+    return values
 
 
 def regrid_ddf(
@@ -92,11 +114,15 @@ def regrid_ddf(
 
 def _regrid_matrix(field: torch.Tensor, step: int, new_step: int, extent: int, compat: bool) -> torch.Tensor:
     """``(new cells, cells)`` for axis 2 of the field: what becomes of every unit vector."""
-    cells = field.shape[2]
-    units = torch.eye(cells, device=field.device, dtype=field.dtype).view(1, cells, cells, 1, 1)
-    size = (extent, 1, 1)
-    fine = _upsample(units, _scales(units, (step, 1, 1), size, compat), size)
+    fine = _interpolation(field, step, extent, field.shape[2], compat).T[None, :, :, None, None]
     return _downsample(fine, (new_step, 1, 1), compat)[0, :, :, 0, 0].T
+
+
+def _interpolation(like: torch.Tensor, step: int, extent: int, cells: int, compat: bool) -> torch.Tensor:
+    """``(extent, cells)``: what becomes of every unit vector along one axis."""
+    units = torch.eye(cells, device=like.device, dtype=like.dtype).view(1, cells, cells, 1, 1)
+    size = (extent, 1, 1)
+    return _upsample(units, _scales(units, (step, 1, 1), size, compat), size)[0, :, :, 0, 0].T
 
 
 def _check_cells(coarse_ddf: torch.Tensor, spacing: Sequence[int], size: Sequence[int], compat: bool) -> None:
@@ -117,7 +143,8 @@ def _scales(coarse: torch.Tensor, spacing: Sequence[int], size: Sequence[int], c
 
 def _upsample(coarse: torch.Tensor, scales: Sequence[float], size: Sequence[int]) -> torch.Tensor:
     # F.interpolate takes either the scales or the size; a partial last cell needs both
-    return torch.ops.aten.upsample_trilinear3d(coarse, list(size), False, *scales)
+    upsample = torch.ops.aten.upsample_bilinear2d if coarse.dim() == 4 else torch.ops.aten.upsample_trilinear3d
+    return upsample(coarse, list(size), False, *scales)
 
 
 def _upsample_by_rows(coarse: torch.Tensor, scales: Sequence[float], size: Sequence[int]) -> torch.Tensor:
@@ -141,4 +168,4 @@ def _downsample(fine: torch.Tensor, spacing: Sequence[int], compat: bool) -> tor
 
 
 def _per_axis(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, *[1] * (like.dim() - 2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monai_reg_ext.networks.layers.pool_to_grid import grid_size
-from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, regrid_ddf, upsample_ddf
+from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, regrid_ddf, share_with_grid, upsample_ddf
 
 SPACING = (2, 3, 5)
 SIZES = [(8, 9, 15), (7, 10, 13), (2, 5, 21), (1, 2, 4)]
@@ -182,3 +182,25 @@ def test_mixed_precision_does_not_reach_the_field():
 def test_other_cells_than_those_of_the_size_are_refused(size, move):
     with pytest.raises(ValueError, match=r"\(4, 3, 3\) cells of \(2, 3, 5\) voxels do not cover"):
         move(torch.zeros(1, 3, 4, 3, 3), SPACING, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_shared_with_the_grid_is_the_transpose_of_the_interpolation(size):
+    field = torch.randn(2, 3, *cells_of(size), dtype=torch.float64)
+    values = torch.randn(2, 3, *size, dtype=torch.float64)
+
+    shared = share_with_grid(values, SPACING)
+
+    fine = upsample_ddf(field / torch.tensor(SPACING).view(1, 3, 1, 1, 1), SPACING, size)
+    voxels = torch.tensor(SPACING).prod()
+    torch.testing.assert_close((shared * field).sum(), (values * fine).sum() / voxels)
+    torch.testing.assert_close(shared.sum(), values.sum() / voxels)
+
+
+def test_fields_on_two_axes_are_those_on_three_of_which_one_is_constant():
+    flat, size = torch.randn(2, 2, 4, 3), (7, 8)
+
+    fine = upsample_ddf(flat, (2, 3), size)
+
+    solid = torch.cat([flat, flat[:, :1]], 1).unsqueeze(-1).expand(-1, -1, -1, -1, 2)
+    torch.testing.assert_close(fine, upsample_ddf(solid, (2, 3, 5), (*size, 6))[:, :2, ..., 0])
