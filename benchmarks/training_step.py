@@ -88,8 +88,8 @@ def main(
 def measured_within(limit: int, step: Callable[[], object], repeats: int) -> dict[str, int | list[Cost]]:
     """The ``limit`` in bytes that was kept, and the ``costs`` of each repetition, none where it was too low."""
     limit = limit_memory(limit)
-    meter = Meter()
     try:
+        meter = Meter()
         for _ in range(repeats):
             with meter.stage("step"):
                 step()
