@@ -13,9 +13,12 @@ from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from monai_reg_ext.networks.layers.cells_inside import cells_inside
-from monai_reg_ext.networks.layers.central_differences import central_differences
+from monai_reg_ext.networks.layers.field_normal_equations import (
+    check_slopes,
+    field_normal_equations,
+    weight_at_field,
+)
 from monai_reg_ext.networks.layers.graph_laplacian import graph_laplacian
-from monai_reg_ext.networks.layers.normal_equations import normal_equations
 from monai_reg_ext.networks.layers.pool_to_grid import grid_size, pool_to_grid
 from monai_reg_ext.networks.layers.solve_normal_equations import solve_normal_equations
 from monai_reg_ext.networks.layers.symmetric_matrix import entries_of
@@ -24,7 +27,6 @@ from monai_reg_ext.networks.layers.warp import warp
 
 __all__ = ["GaussNewtonEstimator"]
 
-SLOPES = ("warped", "moving", "mean")
 _REFERENCE_MOMENTUM = 0.5
 
 
@@ -49,8 +51,8 @@ class GaussNewtonEstimator(nn.Module):
         coupled: solve for all components together. ``False`` as the reference: every component by itself, which needs
             a high regularisation.
         dense: see :py:func:`normal_equations`.
-        slopes: of which features: ``"warped"``; ``"moving"``, derived before they are warped; ``"mean"`` of fixed and
-            warped ones.
+        slopes: see :py:func:`field_normal_equations`; with others than ``"warped"`` or not dense, a CPU needs some
+            times as long.
         damping: see :py:func:`solve_normal_equations`.
         tolerance: relative residual of the equations.
         voxel_size: edges of a feature's cell, in any unit: the field is as smooth in space as along axes of equal
@@ -97,8 +99,7 @@ class GaussNewtonEstimator(nn.Module):
         self.voxel_size = voxel_size
         self.feature_spacing = feature_spacing
         self.compat = compat
-        if slopes not in SLOPES:
-            raise ValueError(f"slopes must be one of {SLOPES}, got {slopes!r}.")
+        check_slopes(slopes)
 
     def spacing(self, size: Sequence[int]) -> tuple[int, ...]:
         """Voxels per cell of the features along each axis for an image of this size."""
@@ -134,18 +135,18 @@ class GaussNewtonEstimator(nn.Module):
             moving_mask: see the class.
         """
         field = self._start(fixed, moving, coarse_ddf)
+        weights = _weights(field, fixed_mask, moving_mask)
         change = torch.zeros_like(field)
         yield field
         for regularization in self.regularizations:
-            step = self._step(fixed, moving, field, regularization, fixed_mask, moving_mask)
+            step = self._step(fixed, moving, field, regularization, *weights)
             change = _REFERENCE_MOMENTUM * change + step if self.compat else step
             field = field + change
             yield field
 
     def at_features(self, field: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """A field at the control points, ``(B, D, *cells)``, in all cells of the features, ``(B, D, *size)``."""
-        spacing = ensure_tuple_rep(self.grid_spacing, len(size))
-        return upsample_ddf(field / _per_axis(spacing, field), spacing, size)
+        return upsample_ddf(*self._in_cells(field), size)
 
     def energy(
         self,
@@ -159,7 +160,7 @@ class GaussNewtonEstimator(nn.Module):
         """What is minimised, ``(B,)``, at a field of :py:meth:`fields`."""
         spacing = ensure_tuple_rep(self.grid_spacing, field.dim() - 2)
         ddf = self.at_features(field, fixed.shape[2:])
-        weight = _weight(ddf, fixed_mask, moving_mask)
+        weight = weight_at_field(ddf, *_weights(field, fixed_mask, moving_mask))
         difference = warp(moving, ddf) - fixed
         weighted = difference if weight is None else difference * weight
         data = difference * weighted / math.prod(spacing) if self.dense else pool_to_grid(weighted, spacing).square()
@@ -187,27 +188,32 @@ class GaussNewtonEstimator(nn.Module):
         moving: torch.Tensor,
         field: torch.Tensor,
         regularization: float,
-        fixed_mask: torch.Tensor | None,
-        moving_mask: torch.Tensor | None,
+        fixed_weight: torch.Tensor | None,
+        moving_weight: torch.Tensor | None,
     ) -> torch.Tensor:
-        ddf = self.at_features(field, fixed.shape[2:])
-        warped = warp(moving, ddf)
-        slopes = self._slopes(fixed, moving, warped, ddf)
-        weight = _weight(ddf, fixed_mask, moving_mask)
-        spacing = ensure_tuple_rep(self.grid_spacing, field.dim() - 2)
-        matrix, right_side = normal_equations(fixed, warped, spacing, slopes, weight, self.coupled, self.dense)
+        matrix, right_side = self._equations(fixed, moving, field, fixed_weight, moving_weight)
         length, weights = self._metric(field)
         right_side = right_side / length - regularization * graph_laplacian(field * length, weights)
         matrix = matrix / _products(length, self.coupled)
         settings = {"damping": self.damping, "tolerance": self.tolerance}
         return solve_normal_equations(matrix, right_side, regularization, weights, **settings).values / length
 
-    def _slopes(
-        self, fixed: torch.Tensor, moving: torch.Tensor, warped: torch.Tensor, ddf: torch.Tensor
-    ) -> list[torch.Tensor] | None:
-        if self.slopes == "mean":
-            return central_differences((fixed + warped) / 2)
-        return [warp(slope, ddf) for slope in central_differences(moving)] if self.slopes == "moving" else None
+    def _equations(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        field: torch.Tensor,
+        fixed_weight: torch.Tensor | None,
+        moving_weight: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix and right side of one step."""
+        form = self.slopes, fixed_weight, moving_weight, self.coupled, self.dense
+        return field_normal_equations(fixed, moving, *self._in_cells(field), *form)
+
+    def _in_cells(self, field: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """A field at the control points in cells of their grid, and its spacing."""
+        spacing = ensure_tuple_rep(self.grid_spacing, field.dim() - 2)
+        return field / _per_axis(spacing, field), spacing
 
     def _metric(self, field: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
         """How long a displacement along each axis is, and what a difference along it weighs; 1 for even cells."""
@@ -228,13 +234,8 @@ def _schedule(regularization: float | Sequence[float], iterations: int) -> list[
     return np.geomspace(*ends, iterations).tolist()
 
 
-def _weight(
-    ddf: torch.Tensor, fixed_mask: torch.Tensor | None, moving_mask: torch.Tensor | None
-) -> torch.Tensor | None:
-    if fixed_mask is None and moving_mask is None:
-        return None
-    weight = ddf.new_ones(()) if fixed_mask is None else cells_inside(fixed_mask).to(ddf)
-    return weight if moving_mask is None else weight * warp(cells_inside(moving_mask).to(ddf), ddf)
+def _weights(field: torch.Tensor, *masks: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if mask is None else cells_inside(mask).to(field.dtype) for mask in masks]
 
 
 def _per_axis(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:

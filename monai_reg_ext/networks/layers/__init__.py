@@ -16,6 +16,7 @@ from .diffusion import diffusion
 from .displacement_distribution import DisplacementDistribution, expected_displacement, field_on_cells
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
 from .feature_energy import FeatureEnergy
+from .field_normal_equations import field_normal_equations
 from .fill_outside import FillOutside
 from .graph_laplacian import graph_laplacian
 from .inverse_consistency import make_inverse_consistent
@@ -72,6 +73,7 @@ __all__ = [
     "displacement_posterior",
     "downsample_ddf",
     "expected_displacement",
+    "field_normal_equations",
     "field_on_cells",
     "fit_linear",
     "graph_laplacian",

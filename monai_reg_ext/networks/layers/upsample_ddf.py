@@ -73,6 +73,8 @@ def share_with_grid(values: torch.Tensor, spacing: Sequence[int]) -> torch.Tenso
     """
     # the longest rows first: each product leaves less for the next
     for dim, step in reversed(list(enumerate(spacing, start=2))):
+        if step == 1:
+            continue
         matrix = _interpolation(values, step, values.shape[dim], -(-values.shape[dim] // step), compat=False)
         values = multiply_axis(values, dim, matrix.T / step)
     return values
