@@ -10,6 +10,8 @@ from .feature_fusion import FeatureFusion
 from .feature_stack import FeatureStack
 from .flow_net_estimator import FlowNetEstimator
 from .gauss_newton_estimator import GaussNewtonEstimator
+from .gauss_newton_stencils import GaussNewtonStencils
+from .learned_gauss_newton_estimator import LearnedGaussNewtonEstimator
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
 from .mean_field import PAPER_ALPHAS, MeanField
@@ -34,6 +36,8 @@ __all__ = [
     "FeatureStack",
     "FlowNetEstimator",
     "GaussNewtonEstimator",
+    "GaussNewtonStencils",
+    "LearnedGaussNewtonEstimator",
     "LinearRegistration",
     "LocalNormalization",
     "MeanField",

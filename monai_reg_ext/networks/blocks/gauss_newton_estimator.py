@@ -60,6 +60,8 @@ class GaussNewtonEstimator(nn.Module):
         feature_spacing: voxels per cell of the features that it asks for, one number or one per axis.
         compat: the reference's momentum of 0.5, and its result before the last step. Its equations are those of
             ``coupled=False, dense=False``.
+        training_iterations: how many of the steps are taken in training mode, the first ones; all by default. May be
+            raised while a training goes on.
 
     Shape:
         - fixed, moving: ``(B, F, *size)``, features on one grid, two or three axes.
@@ -87,6 +89,7 @@ class GaussNewtonEstimator(nn.Module):
         voxel_size: float | Sequence[float] = 1.0,
         feature_spacing: int | Sequence[int] = 1,
         compat: bool = False,
+        training_iterations: int | None = None,
     ) -> None:
         super().__init__()
         self.grid_spacing = grid_spacing
@@ -99,6 +102,7 @@ class GaussNewtonEstimator(nn.Module):
         self.voxel_size = voxel_size
         self.feature_spacing = feature_spacing
         self.compat = compat
+        self.training_iterations = training_iterations
         check_slopes(slopes)
 
     def spacing(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -138,7 +142,8 @@ class GaussNewtonEstimator(nn.Module):
         weights = _weights(field, fixed_mask, moving_mask)
         change = torch.zeros_like(field)
         yield field
-        for regularization in self.regularizations:
+        taken = self.training_iterations if self.training else None
+        for regularization in self.regularizations[:taken]:
             step = self._step(fixed, moving, field, regularization, *weights)
             change = _REFERENCE_MOMENTUM * change + step if self.compat else step
             field = field + change
@@ -158,12 +163,9 @@ class GaussNewtonEstimator(nn.Module):
         moving_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What is minimised, ``(B,)``, at a field of :py:meth:`fields`."""
-        spacing = ensure_tuple_rep(self.grid_spacing, field.dim() - 2)
         ddf = self.at_features(field, fixed.shape[2:])
         weight = weight_at_field(ddf, *_weights(field, fixed_mask, moving_mask))
-        difference = warp(moving, ddf) - fixed
-        weighted = difference if weight is None else difference * weight
-        data = difference * weighted / math.prod(spacing) if self.dense else pool_to_grid(weighted, spacing).square()
+        data = self._squares(fixed, warp(moving, ddf), weight)
         length, weights = self._metric(field)
         even = field * length
         roughness = even * graph_laplacian(even, weights)
@@ -209,6 +211,13 @@ class GaussNewtonEstimator(nn.Module):
         """Matrix and right side of one step."""
         form = self.slopes, fixed_weight, moving_weight, self.coupled, self.dense
         return field_normal_equations(fixed, moving, *self._in_cells(field), *form)
+
+    def _squares(self, fixed: torch.Tensor, warped: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """What the energy adds up."""
+        spacing = ensure_tuple_rep(self.grid_spacing, fixed.dim() - 2)
+        difference = warped - fixed
+        weighted = difference if weight is None else difference * weight
+        return difference * weighted / math.prod(spacing) if self.dense else pool_to_grid(weighted, spacing).square()
 
     def _in_cells(self, field: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         """A field at the control points in cells of their grid, and its spacing."""
