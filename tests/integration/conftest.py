@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigWorkflow
 
 SIZE = (30, 26, 28)
 
@@ -43,3 +46,45 @@ def dataset(tmp_path_factory) -> Path:
     content = {"name": "Balls", "labels": {"0": {"1": "left", "2": "right"}}, "training": cases}
     (folder / "Balls_dataset.json").write_text(json.dumps({**content, "registration_val": [pair]}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def workflow(bundle) -> Callable[..., ConfigWorkflow]:
+    """``workflow("inference.json", ..., kind="infer", key=value)`` of the module's ``bundle``, not yet initialised."""
+
+    def make(*configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
+        return ConfigWorkflow(
+            config_file=[str(bundle / "configs" / name) for name in configs],
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+            bundle_root=str(bundle),
+            **overrides,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(workflow) -> Callable[..., ConfigWorkflow]:
+    """As ``workflow``, and run."""
+
+    def run_through(*configs: str, **overrides) -> ConfigWorkflow:
+        running = workflow(*configs, **overrides)
+        running.initialize()
+        running.run()
+        running.finalize()
+        return running
+
+    return run_through
+
+
+@pytest.fixture(scope="session")
+def read_table() -> Callable[[Path], list[dict[str, str]]]:
+    """Rows of a CSV file."""
+
+    def read(path: Path) -> list[dict[str, str]]:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    return read

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import subprocess
@@ -53,31 +52,10 @@ def files(tmp_path_factory) -> dict[str, str]:
     return paths
 
 
-def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / name) for name in configs],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **overrides,
-    )
-
-
-def run(bundle: Path, *configs: str, **overrides) -> None:
-    running = workflow(bundle, *configs, **overrides)
-    running.initialize()
-    running.run()
-    running.finalize()
-
-
-def table(output: Path) -> list[dict[str, str]]:
-    with (output / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_two_files_become_an_aligned_scan_and_a_field_that_itk_applies_to_the_original(bundle, files, tmp_path):
-    run(bundle, "inference.json", "evaluate.json", output_dir=str(tmp_path), **files, **SMALL)
+def test_two_files_become_an_aligned_scan_and_a_field_that_itk_applies_to_the_original(
+    run, read_table, files, tmp_path
+):
+    run("inference.json", "evaluate.json", output_dir=str(tmp_path), **files, **SMALL)
 
     folder = tmp_path / "fixed__moving"
     written = {path.name for path in folder.iterdir()}
@@ -99,7 +77,7 @@ def test_two_files_become_an_aligned_scan_and_a_field_that_itk_applies_to_the_or
     assert inside.mean() > 0.5
     assert np.abs(by_itk - ours)[inside].mean() < 0.5  # Hounsfield units
 
-    (row,) = table(tmp_path)
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert row["error"] == ""
     assert float(row["dice"]) > float(row["dice_before"]) + 10
     assert float(row["tre_mm"]) < 0.6 * float(row["tre_mm_before"])
@@ -111,17 +89,17 @@ def test_two_files_become_an_aligned_scan_and_a_field_that_itk_applies_to_the_or
     assert {"dice30", "hd95", "sdlogj", "folding_percent", "tre_mm", "seconds_per_pair", "method"} <= summary.keys()
 
 
-def test_masks_are_taken(bundle, files, tmp_path):
+def test_masks_are_taken(run, read_table, files, tmp_path):
     scan = nib.load(files["fixed"])
     body = np.asarray(scan.dataobj) > -500
     nib.save(nib.Nifti1Image(body.astype(np.uint8), scan.affine), tmp_path / "mask.nii.gz")
 
     run(
-        bundle, "inference.json", output_dir=str(tmp_path / "out"), fixed=files["fixed"], moving=files["fixed"],
+        "inference.json", output_dir=str(tmp_path / "out"), fixed=files["fixed"], moving=files["fixed"],
         fixed_mask=str(tmp_path / "mask.nii.gz"), moving_mask=str(tmp_path / "mask.nii.gz"), **SMALL,
     )  # fmt: skip
 
-    assert table(tmp_path / "out")[0]["error"] == ""
+    assert read_table(tmp_path / "out" / "metrics.csv")[0]["error"] == ""
     ddf = np.asarray(nib.load(tmp_path / "out" / "fixed__fixed" / "ddf.nii.gz").dataobj)
     assert np.abs(ddf[body]).mean() < 0.5
 
@@ -134,8 +112,8 @@ def mean_dice(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("inverse", "most_mm"), [("numeric", 0.5), ("symmetric", 1.0)])
-def test_the_inverse_takes_the_fixed_labels_to_the_moving_ones(bundle, files, tmp_path, inverse, most_mm):
-    run(bundle, "inference.json", output_dir=str(tmp_path), inverse=inverse, **files, **SMALL)
+def test_the_inverse_takes_the_fixed_labels_to_the_moving_ones(run, read_table, files, tmp_path, inverse, most_mm):
+    run("inference.json", output_dir=str(tmp_path), inverse=inverse, **files, **SMALL)
 
     fixed, moving = (sitk.ReadImage(files[f"{side}_label"]) for side in ("fixed", "moving"))
     field = sitk.ReadImage(str(tmp_path / "fixed__moving" / "inverse_field.nii.gz"), sitk.sitkVectorFloat64)
@@ -144,7 +122,7 @@ def test_the_inverse_takes_the_fixed_labels_to_the_moving_ones(bundle, files, tm
     before = sitk.Resample(fixed, moving, sitk.Transform(), sitk.sitkNearestNeighbor)
     truth, back, before = (sitk.GetArrayFromImage(image) for image in (moving, back, before))
     assert mean_dice(back, truth) > mean_dice(before, truth) + 0.1
-    (row,) = table(tmp_path)
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert row["error"] == ""
     assert 0 < float(row["inverse_consistency_mm"]) < most_mm  # voxels of 4 x 4 x 6 mm
     assert bool(row.get("inverse_residual_voxel")) == (inverse == "numeric")
@@ -152,12 +130,12 @@ def test_the_inverse_takes_the_fixed_labels_to_the_moving_ones(bundle, files, tm
     assert summary["inverse_consistency_mm"] == pytest.approx(float(row["inverse_consistency_mm"]))
 
 
-def test_a_pair_whose_field_folds_goes_without_inverse(bundle, files, tmp_path):
+def test_a_pair_whose_field_folds_goes_without_inverse(run, read_table, files, tmp_path):
     wild = {**SMALL, "network_def#refiner#regularization": 0.001, "network_def#refiner#smooth_widths": []}
 
-    run(bundle, "inference.json", output_dir=str(tmp_path), inverse="numeric", **files, **wild)
+    run("inference.json", output_dir=str(tmp_path), inverse="numeric", **files, **wild)
 
-    (row,) = table(tmp_path)
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert float(row["folding_percent"]) > 0
     assert row["error"] == row["inverse_consistency_mm"] == ""
     written = {path.name for path in (tmp_path / "fixed__moving").iterdir()}
@@ -166,8 +144,8 @@ def test_a_pair_whose_field_folds_goes_without_inverse(bundle, files, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["inverse_consistency_mm"] is None
 
 
-def test_the_uncertainty_is_about_as_large_as_the_errors_and_larger_where_they_are(bundle, files, tmp_path):
-    run(bundle, "inference.json", output_dir=str(tmp_path), uncertainty=True, inverse="symmetric", **files)
+def test_the_uncertainty_is_about_as_large_as_the_errors_and_larger_where_they_are(run, files, tmp_path):
+    run("inference.json", output_dir=str(tmp_path), uncertainty=True, inverse="symmetric", **files)
 
     folder, truth = tmp_path / "fixed__moving", phantom_pair(**PHANTOM)
     assert {"inverse_field.nii.gz", "uncertainty.nii.gz"} <= {path.name for path in folder.iterdir()}
@@ -183,10 +161,10 @@ def test_the_uncertainty_is_about_as_large_as_the_errors_and_larger_where_they_a
 
 
 @pytest.mark.parametrize("config", ["labels.json", "images_and_labels.json"])
-def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
-    run(bundle, "inference.json", "evaluate.json", config, output_dir=str(tmp_path), **files, **SMALL)
+def test_label_maps_serve_as_features(run, read_table, files, tmp_path, config):
+    run("inference.json", "evaluate.json", config, output_dir=str(tmp_path), **files, **SMALL)
 
-    (row,) = table(tmp_path)
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert row["error"] == ""
     assert float(row["dice"]) > float(row["dice_before"]) + 10
 
@@ -195,15 +173,15 @@ def test_label_maps_serve_as_features(bundle, files, tmp_path, config):
     "settings",
     ["search_only.json", "same_modality.json", "same_modality_fine.json", "HippocampusMR.json", "LPBA40.json"],
 )
-def test_settings_merge_behind_inference_and_register(bundle, files, tmp_path, settings):
-    run(bundle, "inference.json", "evaluate.json", settings, output_dir=str(tmp_path), **files, **SMALL)
+def test_settings_merge_behind_inference_and_register(run, read_table, files, tmp_path, settings):
+    run("inference.json", "evaluate.json", settings, output_dir=str(tmp_path), **files, **SMALL)
 
-    (row,) = table(tmp_path)
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert row["error"] == ""
     assert float(row["dice"]) > float(row["dice_before"]) + 10
 
 
-def test_one_bad_pair_is_recorded_while_the_others_go_on(bundle, files, tmp_path):
+def test_one_bad_pair_is_recorded_while_the_others_go_on(run, read_table, files, tmp_path):
     pairs = [
         {"pair": "good", "fixed": files["fixed"], "moving": files["moving"]},
         {"pair": "absent", "fixed": files["fixed"], "moving": str(tmp_path / "absent.nii.gz")},
@@ -211,9 +189,9 @@ def test_one_bad_pair_is_recorded_while_the_others_go_on(bundle, files, tmp_path
     ]
 
     with pytest.raises(SystemExit, match="1 of 3 pairs failed"):
-        run(bundle, "inference.json", output_dir=str(tmp_path / "out"), pairs=pairs, **SMALL)
+        run("inference.json", output_dir=str(tmp_path / "out"), pairs=pairs, **SMALL)
 
-    errors = {row["pair"]: row["error"] for row in table(tmp_path / "out")}
+    errors = {row["pair"]: row["error"] for row in read_table(tmp_path / "out" / "metrics.csv")}
     assert errors["good"] == errors["other_good"] == ""
     assert "absent.nii.gz" in errors["absent"]
     assert not (tmp_path / "out" / "absent").exists()
@@ -300,32 +278,32 @@ def _points(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("what", BAD_INPUTS)
-def test_bad_input_gets_one_line_and_leaves_nothing_half_written(bundle, files, tmp_path, what):
+def test_bad_input_gets_one_line_and_leaves_nothing_half_written(run, read_table, files, tmp_path, what):
     make, message = BAD_INPUTS[what]
     inputs = {"fixed": files["fixed"], "moving": files["moving"], **make(tmp_path)}
 
     with pytest.raises(SystemExit, match="1 of 1 pairs failed"):
-        run(bundle, "inference.json", output_dir=str(tmp_path / "out"), **inputs, **SMALL)
+        run("inference.json", output_dir=str(tmp_path / "out"), **inputs, **SMALL)
 
-    (row,) = table(tmp_path / "out")
+    (row,) = read_table(tmp_path / "out" / "metrics.csv")
     assert row["error"]
     assert "\n" not in row["error"]
     assert re.search(message, row["error"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.csv", "summary.json"]
 
 
-def test_an_output_folder_that_cannot_be_written_stops_the_run_at_once(bundle, files, tmp_path):
+def test_an_output_folder_that_cannot_be_written_stops_the_run_at_once(run, files, tmp_path):
     (tmp_path / "file").write_text("")
 
     with pytest.raises(SystemExit, match="cannot write"):
-        run(bundle, "inference.json", output_dir=str(tmp_path / "file" / "out"), **files)
+        run("inference.json", output_dir=str(tmp_path / "file" / "out"), **files)
 
 
-def test_a_data_set_that_names_no_pairs_stops_the_run_with_one_line(bundle, tmp_path):
+def test_a_data_set_that_names_no_pairs_stops_the_run_with_one_line(run, tmp_path):
     (tmp_path / "Task_dataset.json").write_text('{"name": "Task"}')
 
     with pytest.raises(SystemExit, match="registration_val"):
-        run(bundle, "inference.json", output_dir=str(tmp_path / "out"), dataset_dir=str(tmp_path))
+        run("inference.json", output_dir=str(tmp_path / "out"), dataset_dir=str(tmp_path))
 
 
 def test_the_command_line_runs_from_any_folder_and_tells_of_failure_by_its_status(bundle, files, tmp_path):
@@ -343,13 +321,13 @@ def test_the_command_line_runs_from_any_folder_and_tells_of_failure_by_its_statu
     assert "Traceback" not in bad.stdout + bad.stderr
 
 
-def test_training_pairs_choose_settings_that_inference_takes(bundle, tmp_path):
+def test_training_pairs_choose_settings_that_inference_takes(run, bundle, tmp_path):
     settings = tmp_path / "settings.json"
     overrides = {"study_file": str(tmp_path / "study.db"), "settings_file": str(settings), "output_dir": str(tmp_path)}
     choices = {"network_def#refiner#regularization": [0.5, 2.0], "network_def#refiner#iterations": [3, 6]}
     pair = phantom_pair(size=(32, 28, 24), spacing=(6, 6, 8), max_displacement_mm=12)
 
-    run(bundle, "train.json", kind="train", max_trials=3, pairs=[pair], search=choices, **overrides)
+    run("train.json", kind="train", max_trials=3, pairs=[pair], search=choices, **overrides)
 
     chosen = json.loads(settings.read_text())
     assert chosen["self_configuration"]["trials"] == 3
@@ -362,22 +340,22 @@ def test_training_pairs_choose_settings_that_inference_takes(bundle, tmp_path):
     assert network.refiners[0].iterations == chosen["network_def#refiner#iterations"]
 
 
-def test_training_on_a_file_that_is_missing_ends_with_one_line(bundle, files, tmp_path):
+def test_training_on_a_file_that_is_missing_ends_with_one_line(run, files, tmp_path):
     pair = {"pair": "absent", "fixed": files["fixed"], "moving": str(tmp_path / "absent.nii.gz")}
     overrides = {"study_file": str(tmp_path / "study.db"), "settings_file": str(tmp_path / "settings.json")}
 
     with pytest.raises(SystemExit, match=r"error: .*absent.nii.gz"):
-        run(bundle, "train.json", kind="train", pairs=[pair], output_dir=str(tmp_path), **overrides)
+        run("train.json", kind="train", pairs=[pair], output_dir=str(tmp_path), **overrides)
 
     assert not (tmp_path / "settings.json").exists()
 
 
-def test_three_trials_on_three_real_training_pairs_choose_settings(bundle, data_dir, tmp_path):
+def test_three_trials_on_three_real_training_pairs_choose_settings(run, data_dir, tmp_path):
     overrides = {"study_file": str(tmp_path / "study.db"), "settings_file": str(tmp_path / "HippocampusMR.json")}
     inputs = {"dataset_dir": str(data_dir / "HippocampusMR"), "task": "HippocampusMR", "num_pairs": 3, "max_trials": 3}
     quick = {"network_def#refiner#iterations": [5, 10], "network_def#estimator#half_width": [1, 2]}
 
-    run(bundle, "train.json", kind="train", output_dir=str(tmp_path), search=quick, **inputs, **overrides)
+    run("train.json", kind="train", output_dir=str(tmp_path), search=quick, **inputs, **overrides)
 
     found = json.loads((tmp_path / "HippocampusMR.json").read_text())
     assert found["self_configuration"]["trials"] == 3
@@ -388,8 +366,8 @@ def test_three_trials_on_three_real_training_pairs_choose_settings(bundle, data_
     ("configs", "kind"),
     [(["inference.json"], "infer"), (["inference.json", "evaluate.json"], "infer"), (["train.json"], "train")],
 )
-def test_every_property_that_monai_asks_for_is_there(bundle, configs, kind):
-    checked = workflow(bundle, *configs, kind=kind)
+def test_every_property_that_monai_asks_for_is_there(workflow, configs, kind):
+    checked = workflow(*configs, kind=kind)
     checked.initialize()
 
     assert not checked.check_properties()

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.bundle import verify_metadata, verify_net_in_out
 from PIL import Image
 
 from monai_reg_ext.handlers.report_layout import ReportLayout
@@ -44,51 +45,31 @@ def bundle(bundles_dir) -> Path:
     return bundles_dir / "fused_convex"
 
 
-def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / name) for name in configs],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **overrides,
-    )
-
-
-def run(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    running = workflow(bundle, *configs, kind=kind, **overrides)
-    running.initialize()
-    running.run()
-    running.finalize()
-    return running
-
-
 @pytest.fixture(scope="module")
-def trained(bundle, dataset, tmp_path_factory) -> Path:
+def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
-    run(bundle, "train.json", kind="train", **options)
+    run("train.json", kind="train", **options)
     return output
 
 
 @pytest.fixture(scope="module")
-def untracked(bundle, dataset, tmp_path_factory) -> Path:
+def untracked(run, dataset, tmp_path_factory) -> Path:
     """Output of the same training with all tracking switched off."""
     output = tmp_path_factory.mktemp("untracked")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output)}
-    run(bundle, "train.json", kind="train", **options, tensorboard=False, pictures=False)
+    run("train.json", kind="train", **options, tensorboard=False, pictures=False)
     return output
 
 
-def test_noise_does_not_keep_training_pairs_from_being_cropped_to_the_scans(bundle, dataset, tmp_path):
+def test_noise_does_not_keep_training_pairs_from_being_cropped_to_the_scans(workflow, dataset, tmp_path):
     """As at inference: the fusion's instance norm depends on the field of view."""
     shutil.copytree(dataset, tmp_path / "wide")
     for file in (tmp_path / "wide").glob("*/*.nii.gz"):
         small = nib.load(file)
         nib.save(nib.Nifti1Image(np.pad(np.asarray(small.dataobj), 12), small.affine), file)
     training = workflow(
-        bundle,
         "train.json",
         kind="train",
         dataset_dir=str(tmp_path / "wide"),
@@ -104,7 +85,7 @@ def test_noise_does_not_keep_training_pairs_from_being_cropped_to_the_scans(bund
     assert pair["image"].shape[1:] == pair["label"].shape[1:]
 
 
-def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_weights(bundle, dataset, trained):
+def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_weights(dataset, trained):
     # cases 6 and 7 are validation
     predictions = sorted(path.name for path in (trained / "semantic" / "predictions").iterdir())
     assert predictions == [f"Balls_{case:04d}_0000.nii.gz" for case in range(6)]
@@ -123,16 +104,16 @@ def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_we
     assert all(torch.equal(weights[name], value) for name, value in fusion.items())
 
 
-def test_a_training_goes_on_where_it_stopped(bundle, dataset, trained, tmp_path):
+def test_a_training_goes_on_where_it_stopped(run, read_table, dataset, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "again")
     options = {**TRAINING, "epochs": 3, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "again")}
 
-    resumed = run(bundle, "train.json", kind="train", **options)
+    resumed = run("train.json", kind="train", **options)
 
     assert resumed.parser.get_parsed_content("train#trainer").state.iteration == 3 * 2
     assert (tmp_path / "again" / "checkpoints" / "checkpoint_epoch=3.pt").is_file()
-    assert [row["epoch"] for row in table(tmp_path / "again")] == ["1", "2", "3"]
-    assert table(tmp_path / "again")[:2] == table(trained)
+    assert [row["epoch"] for row in read_table(tmp_path / "again" / "training.csv")] == ["1", "2", "3"]
+    assert read_table(tmp_path / "again" / "training.csv")[:2] == read_table(trained / "training.csv")
 
 
 def test_the_same_seed_trains_the_same_weights_whatever_tracks_it(trained, untracked):
@@ -140,19 +121,16 @@ def test_the_same_seed_trains_the_same_weights_whatever_tracks_it(trained, untra
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "training.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture(scope="module")
+def column(read_table) -> Callable[[Path, str], list[float]]:
+    """Values of one column in the log of a training."""
+    return lambda folder, name: [float(row[name]) for row in read_table(folder / "training.csv")]
 
 
-def column(folder: Path, name: str) -> list[float]:
-    return [float(row[name]) for row in table(folder)]
-
-
-def test_the_log_of_a_training_needs_no_package(untracked):
+def test_the_log_of_a_training_needs_no_package(column, read_table, untracked):
     columns = ["epoch", "loss", "learning_rate", "seconds"]
 
-    assert list(table(untracked)[0]) == [*columns, *METRICS]
+    assert list(read_table(untracked / "training.csv")[0]) == [*columns, *METRICS]
     # half a cosine over two epochs
     assert column(untracked, "learning_rate") == pytest.approx([0.01, 0.005])
     summary = json.loads((untracked / "training.json").read_text())
@@ -160,8 +138,8 @@ def test_the_log_of_a_training_needs_no_package(untracked):
     np.testing.assert_allclose(column(untracked, "smooth_dice"), scores, rtol=1e-5)
     assert summary["best"]["smooth_dice"] == max(column(untracked, "smooth_dice"))
     assert summary["seed"] == 0
-    assert list(table(untracked / "semantic" / "fold0")[0]) == [*columns, "dice"]
-    assert list(table(untracked / "semantic" / "all")[0]) == columns
+    assert list(read_table(untracked / "semantic" / "fold0" / "training.csv")[0]) == [*columns, "dice"]
+    assert list(read_table(untracked / "semantic" / "all" / "training.csv")[0]) == columns
 
 
 def test_switched_off_tracking_leaves_no_files(untracked):
@@ -179,7 +157,7 @@ def events(folder: Path):
     return module.EventAccumulator(str(folder / "tensorboard")).Reload()
 
 
-def test_tensorboard_shows_losses_learning_rate_metrics_and_the_pair(trained):
+def test_tensorboard_shows_losses_learning_rate_metrics_and_the_pair(column, trained):
     shown = events(trained)
 
     steps, losses = zip(*((event.step, event.value) for event in shown.Scalars("train_loss")), strict=True)
@@ -197,7 +175,7 @@ def test_tensorboard_shows_losses_learning_rate_metrics_and_the_pair(trained):
 
 
 @pytest.mark.skipif(not MLFLOW, reason="mlflow is not installed")
-def test_mlflow_keeps_a_run_per_training_with_metrics_log_and_pictures(trained):
+def test_mlflow_keeps_a_run_per_training_with_metrics_log_and_pictures(column, trained):
     with sqlite3.connect(trained / "mlruns.db") as database:
         runs = dict(database.execute("SELECT name, artifact_uri FROM runs WHERE status = 'FINISHED'"))
         query = "SELECT value FROM runs JOIN metrics USING (run_uuid) WHERE name = ? AND key = ? ORDER BY step"
@@ -229,11 +207,10 @@ def test_pictures_show_how_registration_reduces_the_difference(trained):
     assert brightness("Difference before") > 1.2 * brightness("Difference after")
 
 
-def test_predictions_of_another_network_train_the_fusion_alone(bundle, dataset, tmp_path):
+def test_predictions_of_another_network_train_the_fusion_alone(run, dataset, tmp_path):
     labels = str(dataset / "labelsTr")
 
     run(
-        bundle,
         "train.json",
         kind="train",
         **{**TRAINING, "epochs": 1},
@@ -278,11 +255,10 @@ def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tm
 
 
 @pytest.mark.parametrize("settings", [(), ("search_only.json",), ("semantic.json",), ("concatenated.json",)])
-def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, tmp_path, settings):
+def test_trained_weights_register_the_validation_pair(run, dataset, trained, tmp_path, settings):
     options = {"labels": [0, 1, 2], "weights": str(trained / "model.pt"), "segmentation_def#filters": [4, 6, 8, 8]}
 
     run(
-        bundle,
         *("inference.json", *settings, "evaluate.json"),
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
@@ -295,9 +271,8 @@ def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, 
     assert 0 < float(row["dice"]) <= 100
 
 
-def test_predictions_from_files_take_the_place_of_the_segmentation_network(bundle, dataset, trained, tmp_path):
+def test_predictions_from_files_take_the_place_of_the_segmentation_network(run, dataset, trained, tmp_path):
     run(
-        bundle,
         *("inference.json", "predictions.json", "evaluate.json"),
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
@@ -310,11 +285,10 @@ def test_predictions_from_files_take_the_place_of_the_segmentation_network(bundl
     assert float(row["dice"]) > float(row["dice_before"])
 
 
-def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, trained, tmp_path):
+def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(run, dataset, trained, tmp_path):
     options = {"labels": [0, 1, 2], "weights": str(trained / "model.pt"), "segmentation_def#filters": [4, 6, 8, 8]}
 
     run(
-        bundle,
         "inference.json",
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
@@ -332,10 +306,10 @@ def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, train
     assert 0 < values.min() <= values.max() < 4 * np.linalg.norm([1.5, 2.0, 1.0])
 
 
-def test_configs_have_the_properties_that_monai_asks_for(bundle, dataset, trained):
+def test_configs_have_the_properties_that_monai_asks_for(workflow, dataset, trained):
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(trained)}
     for kind, names in (("infer", ["inference.json"]), ("train", ["train.json"])):
-        running = workflow(bundle, *names, kind=kind, **(options if kind == "train" else {}))
+        running = workflow(*names, kind=kind, **(options if kind == "train" else {}))
         running.initialize()
         assert running.check_properties() == []
 
@@ -348,11 +322,11 @@ def test_metadata_and_network_agree(bundle, bundles_dir, tmp_path):
     verify_net_in_out("network_def", metadata, str(bundle / "configs" / "inference.json"))
 
 
-def test_shipped_weights_are_small_and_fit_the_network(bundle):
+def test_shipped_weights_are_small_and_fit_the_network(workflow, bundle):
     path = bundle / "models" / "model.pt"
     assert path.stat().st_size < 25e6
 
-    network = workflow(bundle, "inference.json").parser.get_parsed_content("network")
+    network = workflow("inference.json").parser.get_parsed_content("network")
 
     weights = torch.load(path, weights_only=True)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
@@ -368,10 +342,9 @@ def broken(dataset: Path, tmp_path: Path, **changes) -> Path:
     return copy
 
 
-def training_error(bundle: Path, dataset: Path, tmp_path: Path, **options) -> str:
+def training_error(run: Callable, dataset: Path, tmp_path: Path, **options) -> str:
     with pytest.raises(SystemExit) as error:
         run(
-            bundle,
             "train.json",
             kind="train",
             **{**TRAINING, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "output"), **options},
@@ -382,25 +355,25 @@ def training_error(bundle: Path, dataset: Path, tmp_path: Path, **options) -> st
     return message
 
 
-def test_a_training_json_without_labels_is_refused(bundle, dataset, tmp_path):
-    assert "names no labels" in training_error(bundle, broken(dataset, tmp_path, labels=None), tmp_path)
+def test_a_training_json_without_labels_is_refused(run, dataset, tmp_path):
+    assert "names no labels" in training_error(run, broken(dataset, tmp_path, labels=None), tmp_path)
 
 
-def test_one_training_case_is_refused(bundle, dataset, tmp_path):
+def test_one_training_case_is_refused(run, dataset, tmp_path):
     one = json.loads((dataset / "Balls_dataset.json").read_text())["training"][:1]
 
-    assert "got 1" in training_error(bundle, broken(dataset, tmp_path, training=one), tmp_path)
+    assert "got 1" in training_error(run, broken(dataset, tmp_path, training=one), tmp_path)
 
 
-def test_a_class_that_the_network_does_not_know_is_refused_with_its_file(bundle, dataset, tmp_path):
-    message = training_error(bundle, dataset, tmp_path, labels=[0, 1], semantic_options={**SEMANTIC, "labels": [0, 1]})
+def test_a_class_that_the_network_does_not_know_is_refused_with_its_file(run, dataset, tmp_path):
+    message = training_error(run, dataset, tmp_path, labels=[0, 1], semantic_options={**SEMANTIC, "labels": [0, 1]})
 
     assert "holds the classes [2]" in message
     assert "Balls_0" in message
 
 
-def test_predictions_that_are_missing_are_named(bundle, dataset, tmp_path):
-    message = training_error(bundle, dataset, tmp_path, predictions_dir="none")
+def test_predictions_that_are_missing_are_named(run, dataset, tmp_path):
+    message = training_error(run, dataset, tmp_path, predictions_dir="none")
 
     assert "6 of 6 predicted label maps are missing" in message
 

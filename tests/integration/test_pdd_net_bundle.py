@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import subprocess
@@ -32,12 +31,12 @@ MLFLOW = find_spec("mlflow") is not None
 
 # small networks of all that is trained differently
 VARIANTS = {
-    "mind_features": ESTIMATOR,
-    "without_mean_field": ESTIMATOR | CHANNELS,
-    "without_non_local_loss": ESTIMATOR | CHANNELS,
-    "flow_net": ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]},
-    "planar": ESTIMATOR | CHANNELS,
-    "unsupervised": ESTIMATOR | CHANNELS,
+    "mind_features.json": ESTIMATOR,
+    "without_mean_field.json": ESTIMATOR | CHANNELS,
+    "without_non_local_loss.json": ESTIMATOR | CHANNELS,
+    "flow_net.json": ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]},
+    "planar.json": ESTIMATOR | CHANNELS,
+    "unsupervised.json": ESTIMATOR | CHANNELS,
 }
 
 
@@ -46,49 +45,25 @@ def bundle(bundles_dir) -> Path:
     return bundles_dir / "pdd_net"
 
 
-def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.json") for name in configs],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **overrides,
-    )
-
-
-def run(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    running = workflow(bundle, *configs, kind=kind, **overrides)
-    running.initialize()
-    running.run()
-    running.finalize()
-    return running
-
-
 @pytest.fixture(scope="module")
-def trained(bundle, dataset, tmp_path_factory) -> Path:
+def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
-    run(bundle, "train", kind="train", **options)
+    run("train.json", kind="train", **options)
     return output
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def content(running: ConfigWorkflow, name: str):
     return running.parser.get_parsed_content(name)
 
 
-def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(trained):
+def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(read_table, trained):
     weights, best = (torch.load(trained / name, weights_only=True) for name in ("model.pt", "best.pt"))
     assert weights.keys() == best.keys()
     assert all(torch.equal(weights[name], best[name]) for name in weights)
 
-    rows = table(trained / "training.csv")
+    rows = read_table(trained / "training.csv")
     assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
     # half a cosine over two epochs
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.01, 0.005])
@@ -99,21 +74,21 @@ def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(trained):
     assert (trained / "mlruns.db").exists() == MLFLOW
 
 
-def test_a_training_goes_on_where_it_stopped(bundle, dataset, trained, tmp_path):
+def test_a_training_goes_on_where_it_stopped(run, read_table, dataset, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "again")
     options = {**TRAINING, "epochs": 3, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "again")}
 
-    resumed = run(bundle, "train", kind="train", **options)
+    resumed = run("train.json", kind="train", **options)
 
     assert content(resumed, "train#trainer").state.iteration == 3 * 2
-    rows = table(tmp_path / "again" / "training.csv")
+    rows = read_table(tmp_path / "again" / "training.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert rows[:2] == table(trained / "training.csv")
+    assert rows[:2] == read_table(trained / "training.csv")
 
 
-def test_every_weight_but_those_without_effect_is_trained(bundle, dataset, trained):
+def test_every_weight_but_those_without_effect_is_trained(workflow, dataset, trained):
     options = {**TRAINING, "dataset_dir": str(dataset)}
-    start = workflow(bundle, "train", kind="train", **options)
+    start = workflow("train.json", kind="train", **options)
     torch.manual_seed(0)
     names = [name for name, _ in content(start, "network_def").named_parameters()]
 
@@ -125,56 +100,59 @@ def test_every_weight_but_those_without_effect_is_trained(bundle, dataset, train
     assert still in ([], ["features.head.bias"])
 
 
-def test_mixed_precision_trains_as_full_precision_does(bundle, dataset, trained, tmp_path):
+def test_mixed_precision_trains_as_full_precision_does(run, read_table, dataset, trained, tmp_path):
     options = {**TRAINING, "epochs": 1, "tensorboard": False, "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
 
-    run(bundle, "train", kind="train", **options, amp=True)
+    run("train.json", kind="train", **options, amp=True)
 
-    (half,), (full, _) = table(tmp_path / "training.csv"), table(trained / "training.csv")
+    (half,), (full, _) = read_table(tmp_path / "training.csv"), read_table(trained / "training.csv")
     assert float(half["loss"]) == pytest.approx(float(full["loss"]), rel=0.05)
     assert half["loss"] != full["loss"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains_and_its_weights_register(bundle, dataset, tmp_path, name):
+def test_a_variant_trains_and_its_weights_register(run, read_table, dataset, tmp_path, name):
     options = {**VARIANTS[name], "dataset_dir": str(dataset), "output_dir": str(tmp_path), "pictures": False}
 
-    run(bundle, "train", name, kind="train", **QUICKLY, **options)
+    run("train.json", name, kind="train", **QUICKLY, **options)
     del options["pictures"]
-    run(bundle, "inference", name, "evaluate", **options, weights=str(tmp_path / "model.pt"))
+    run("inference.json", name, "evaluate.json", **options, weights=str(tmp_path / "model.pt"))
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert not row["error"]
     assert 0 < float(row["dice"]) <= 100
 
 
-def test_variants_change_what_their_names_say(bundle, dataset):
+def test_variants_change_what_their_names_say(workflow, dataset):
     def part(variant: str, name: str):
-        running = workflow(bundle, "train", variant, kind="train", dataset_dir=str(dataset), **VARIANTS[variant])
+        running = workflow("train.json", variant, kind="train", dataset_dir=str(dataset), **VARIANTS[variant])
         return content(running, name)
 
-    assert isinstance(part("mind_features", "network_def").features, MindSSC)
-    without = part("without_mean_field", "network_def").estimator
+    assert isinstance(part("mind_features.json", "network_def").features, MindSSC)
+    without = part("without_mean_field.json", "network_def").estimator
     cost = torch.rand(1, 5, 5, 5, 7, 6, 8)
     changed = cost.clone()
     changed[..., 3, 2, 4] = 0
     differs = (without.mean_field(cost) != without.mean_field(changed)).flatten(0, 3).any(0)
     assert differs.nonzero().tolist() == [[3, 2, 4]]
-    assert isinstance(part("flow_net", "network_def").estimator, FlowNetEstimator)
-    planar = part("planar", "network_def").estimator
+    assert isinstance(part("flow_net.json", "network_def").estimator, FlowNetEstimator)
+    planar = part("planar.json", "network_def").estimator
     assert isinstance(planar, PlanarMeanFieldEstimator)
     assert planar.mean_field.settings["averages"] == 1
-    pair = part("unsupervised", "train#dataset")[0]
+    pair = part("unsupervised.json", "train#dataset")[0]
     assert torch.equal(pair["label"], pair["image"])
-    losses = [type(part(name, "loss")) for name in ("planar", "unsupervised", "without_non_local_loss", "flow_net")]
+    losses = [
+        type(part(name, "loss"))
+        for name in ("planar.json", "unsupervised.json", "without_non_local_loss.json", "flow_net.json")
+    ]
     assert losses == [NonLocalLabelLoss, NonLocalFeatureLoss, WarpedLabelLoss, WarpedLabelLoss]
 
 
 @pytest.mark.parametrize("name", [None, *VARIANTS])
-def test_inference_looks_at_the_same_window_as_training(bundle, dataset, name):
+def test_inference_looks_at_the_same_window_as_training(workflow, dataset, name):
     configs = [] if name is None else [name]
-    one = content(workflow(bundle, "train", *configs, kind="train", dataset_dir=str(dataset)), "network_def")
-    other = content(workflow(bundle, "inference", *configs), "network_def")
+    one = content(workflow("train.json", *configs, kind="train", dataset_dir=str(dataset)), "network_def")
+    other = content(workflow("inference.json", *configs), "network_def")
 
     shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (one, other)]
     assert shapes[0] == shapes[1]
@@ -184,28 +162,34 @@ def test_inference_looks_at_the_same_window_as_training(bundle, dataset, name):
 
 @pytest.mark.parametrize(
     ("settings", "network"),
-    [((), ESTIMATOR), (("search_only",), ESTIMATOR), (("planar",), ESTIMATOR), (("two_warps",), BOTH_WARPS)],
+    [
+        ((), ESTIMATOR),
+        (("search_only.json",), ESTIMATOR),
+        (("planar.json",), ESTIMATOR),
+        (("two_warps.json",), BOTH_WARPS),
+    ],
 )
-def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, tmp_path, settings, network):
+def test_trained_weights_register_the_validation_pair(run, read_table, dataset, trained, tmp_path, settings, network):
     options = {"weights": str(trained / "model.pt"), **CHANNELS, **network}
 
     run(
-        bundle,
-        *("inference", *settings, "evaluate"),
+        "inference.json",
+        *settings,
+        "evaluate.json",
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
         **options,
     )
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert not row["error"]
     assert 0 < float(row["dice"]) <= 100
 
 
-def test_the_second_warp_has_the_weights_of_the_first_and_a_smaller_window(bundle, trained):
+def test_the_second_warp_has_the_weights_of_the_first_and_a_smaller_window(workflow, trained):
     options = {"weights": str(trained / "model.pt"), **CHANNELS, **BOTH_WARPS}
 
-    network = content(workflow(bundle, "inference", "two_warps", **options), "network")
+    network = content(workflow("inference.json", "two_warps.json", **options), "network")
 
     (second,) = network.later_estimators
     assert second.mean_field is network.estimator.mean_field
@@ -214,10 +198,10 @@ def test_the_second_warp_has_the_weights_of_the_first_and_a_smaller_window(bundl
     assert torch.equal(second.mean_field.message_weight, weights["estimator.mean_field.message_weight"])
 
 
-def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, trained, tmp_path):
+def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(run, dataset, trained, tmp_path):
     options = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR, "uncertainty": True}
 
-    run(bundle, "inference", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
+    run("inference.json", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
 
     (path,) = tmp_path.rglob("uncertainty.nii.gz")
     found, fixed = nib.load(path), nib.load(dataset / "imagesTr" / "Balls_0006_0000.nii.gz")
@@ -228,20 +212,20 @@ def test_the_uncertainty_is_a_map_of_mm_on_the_fixed_grid(bundle, dataset, train
     assert 0 < values.min() <= values.max() < 6 * np.linalg.norm([1.5, 2.0, 1.0])
 
 
-def test_both_directions_are_each_others_inverse(bundle, dataset, trained, tmp_path):
+def test_both_directions_are_each_others_inverse(run, read_table, dataset, trained, tmp_path):
     options = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR, "inverse": "symmetric"}
 
-    run(bundle, "inference", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
+    run("inference.json", dataset_dir=str(dataset), output_dir=str(tmp_path), **options)
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert float(row["inverse_consistency_mm"]) < 0.1
 
 
-def test_weights_of_another_variant_are_refused_with_one_line(bundle, trained):
+def test_weights_of_another_variant_are_refused_with_one_line(workflow, trained):
     options = {"weights": str(trained / "model.pt"), **ESTIMATOR}
 
     with pytest.raises(SystemExit, match="Give the weights that were trained with this config"):
-        content(workflow(bundle, "inference", "mind_features", **options), "network")
+        content(workflow("inference.json", "mind_features.json", **options), "network")
 
 
 def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tmp_path):
@@ -271,11 +255,11 @@ def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tm
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["epoch_0001.png"]
 
 
-def test_configs_have_the_properties_that_monai_asks_for(bundle, dataset, trained):
+def test_configs_have_the_properties_that_monai_asks_for(workflow, dataset, trained):
     training = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(trained)}
     inference = {"weights": str(trained / "model.pt"), **CHANNELS, **ESTIMATOR}
-    for kind, name, options in (("infer", "inference", inference), ("train", "train", training)):
-        running = workflow(bundle, name, kind=kind, **options)
+    for kind, name, options in (("infer", "inference.json", inference), ("train", "train.json", training)):
+        running = workflow(name, kind=kind, **options)
         running.initialize()
         assert running.check_properties() == []
 
