@@ -30,6 +30,7 @@ class ObeliskFeatures(FeatureBlock):
         channels: number of features.
         in_channels: channels of the image.
         pool: voxels to which the image is averaged before the edges are taken; 1 for small images.
+        stride: of the edges' convolution; the reference's is 2. With 1 edges of small images keep their places.
         deviation: standard deviation of the initial offsets in voxels.
         compat: the reference's coordinates: offsets are fractions of half the image, in the order of axes 2, 1, 0, with
             an initial deviation of 0.05; positions stretch over the image from corner to corner; and zeros count in
@@ -49,15 +50,17 @@ class ObeliskFeatures(FeatureBlock):
         channels: int = 16,
         in_channels: int = 1,
         pool: int = 2,
+        stride: int = 2,
         deviation: float = 4.0,
         compat: bool = False,
     ) -> None:
         super().__init__()
         self.pool = pool
+        self.stride = stride
         self.compat = compat
         pairs, wide, narrow = 2 * channels, 8 * channels, 4 * channels
         self.offsets = nn.Parameter(torch.randn(2, pairs, 3) * (0.05 if compat else deviation))
-        self.edges = _layer(in_channels, _EDGE_CHANNELS, 5, stride=2)
+        self.edges = _layer(in_channels, _EDGE_CHANNELS, 5, stride)
         self.mixing = nn.Sequential(_layer(wide, narrow, 1), _layer(narrow, narrow, 3))
         self.head = nn.Conv3d(narrow, channels, 1)
         for module in self.modules():
@@ -107,7 +110,7 @@ class ObeliskFeatures(FeatureBlock):
             offset = self.offsets[..., 2 - axis] * (edges - 1) / 2
             centre = cell * (edges - 1) / max(cells - 1, 1)
         else:
-            voxels = 2 * self.pool  # the edges' convolution has stride 2
+            voxels = self.stride * self.pool
             offset = self.offsets[..., axis] / voxels
             centre = (cell * spacing + (spacing - 1) / 2) / voxels
         position = offset[..., None] + centre

@@ -41,18 +41,18 @@ def test_it_has_as_many_weights_as_the_paper(channels, weights):
     assert sum(weight.numel() for weight in ObeliskFeatures(channels).parameters()) == weights
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_edges_are_compared_at_offsets_in_voxels_from_the_centres_of_cells(pool):
-    features = ObeliskFeatures(2, pool=pool).eval()
-    edges = torch.rand(2, 4, *(-(-extent // (2 * pool)) for extent in SIZE))
+@pytest.mark.parametrize(("pool", "stride"), [(1, 1), (1, 2), (2, 2)])
+def test_edges_are_compared_at_offsets_in_voxels_from_the_centres_of_cells(pool, stride):
+    features = ObeliskFeatures(2, pool=pool, stride=stride).eval()
+    edges = torch.rand(2, 4, *(-(-extent // (stride * pool)) for extent in SIZE))
 
     found = features._differences(edges, SIZE, (3, 4, 5), (9, 8, 5))
 
-    # edge e lies at voxel 2 * pool * e, the centre of cell i at voxel i * spacing + (spacing - 1) / 2
+    # edge e lies at voxel stride * pool * e, the centre of cell i at voxel i * spacing + (spacing - 1) / 2
     spacing, half = torch.tensor([3.0, 4, 5]).view(3, 1, 1, 1), torch.tensor([1.0, 1.5, 2]).view(3, 1, 1, 1)
     voxels = identity_grid([9, 8, 5], edges) * spacing + half
     for pair in range(4):
-        sides = [(voxels + features.offsets[side, pair].view(3, 1, 1, 1)) / (2 * pool) for side in (0, 1)]
+        sides = [(voxels + features.offsets[side, pair].view(3, 1, 1, 1)) / (stride * pool) for side in (0, 1)]
         first, second = (sample(edges, side.expand(2, -1, -1, -1, -1), padding="zeros") for side in sides)
         torch.testing.assert_close(found[:, pair::4], first - second, atol=1e-5, rtol=1e-5)
 
