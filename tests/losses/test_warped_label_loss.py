@@ -111,6 +111,38 @@ def test_a_class_that_only_the_moving_image_has_counts_as_lost():
     torch.testing.assert_close(found, torch.tensor(1.0))
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.35])
+def test_cross_entropy_counts_how_little_is_left_of_each_fixed_label(exponent):
+    # shifted by a quarter: of the 2 x 3 x 2 box, one plane of 6 voxels keeps 3/4 of its label, the other one all of it;
+    # a plane of background before it keeps 3/4
+    labels = target(box(5, 2, 2, 3), box(5, 2, 2, 3))
+    voxels = SIZE[0] * SIZE[1] * SIZE[2]
+    weights = torch.tensor([2 * voxels - 24.0, 24.0]) ** -exponent
+    weights = 2 * weights / weights.sum()
+
+    loss = WarpedLabelLoss((0, 5, 9), exponent, error="cross_entropy")(shifted(0.25, 0, 0), labels)
+
+    torch.testing.assert_close(loss, -weights.sum() * 6 * torch.tensor(0.75).log() / voxels)
+
+
+def test_cross_entropy_of_a_label_that_is_lost_is_bounded_and_has_no_gradient():
+    # class 5 of 12 voxels is nowhere near
+    field = shifted(0, 0, 0).clone().requires_grad_()
+
+    loss = WarpedLabelLoss((0, 5), 0.0, error="cross_entropy")(field, target(box(5, 0, 0, 0), box(5, 3, 4, 5)))
+    loss.backward()
+
+    voxels = SIZE[0] * SIZE[1] * SIZE[2]
+    torch.testing.assert_close(loss, -2 * 12 * torch.tensor(0.01).log() / voxels)  # 12 of either class
+    assert field.grad.isfinite().all()
+    assert not field.grad[..., 3:5, 4:7, 5:7].any()
+
+
+def test_an_unknown_error_is_refused():
+    with pytest.raises(ValueError, match=r"one of \('squared', 'cross_entropy'\), got 'mse'"):
+        WarpedLabelLoss((0, 5), error="mse")
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_soft_dice_of_images_without_foreground_costs_nothing(there):
     nothing = torch.zeros(1, 2, *SIZE, dtype=torch.int32)
@@ -154,10 +186,11 @@ def test_gradients_lead_towards_the_label():
     assert field.grad[:, 0].sum() < 0  # a larger shift along the first axis would cost less
 
 
+@pytest.mark.parametrize("error", ["squared", "cross_entropy"])
 @pytest.mark.parametrize("component", [0, 1, 2])
-def test_gradients_are_those_of_small_steps(component):
+def test_gradients_are_those_of_small_steps(component, error):
     labels = target(box(5, 2, 2, 3), box(5, 1, 3, 2))
-    loss = WarpedLabelLoss((0, 5, 9), background=0.4, dice=0.6, diffusion=0.1)
+    loss = WarpedLabelLoss((0, 5, 9), background=0.4, dice=0.6, diffusion=0.1, error=error)
     field = torch.empty(1, 3, *SIZE).uniform_(0.2, 0.8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     direction = torch.zeros_like(field)
     direction[:, component, 1:4, 1:5, 1:6] = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1))
