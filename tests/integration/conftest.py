@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +79,25 @@ def run(workflow) -> Callable[..., ConfigWorkflow]:
         return running
 
     return run_through
+
+
+@pytest.fixture(scope="module")
+def train_on_two_processes(bundle) -> Callable[..., None]:
+    """``train_on_two_processes(key=value)``: the module's ``bundle`` by ``multi_gpu_train.json``."""
+
+    def train(**options) -> None:
+        files = {
+            "bundle_root": bundle,
+            "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
+            "meta_file": bundle / "configs" / "metadata.json",
+        }
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*launcher, "-m", "monai.bundle", "run"]
+        command += [part for key, value in {**files, **options}.items() for part in (f"--{key}", str(value))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import csv
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,24 +221,9 @@ def test_predictions_of_another_network_train_the_fusion_alone(run, dataset, tmp
     assert not (tmp_path / "semantic").exists()
 
 
-def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tmp_path):
-    options = {
-        **TRAINING,
-        "mlflow": MLFLOW,
-        "dataset_dir": dataset,
-        "output_dir": tmp_path,
-        "bundle_root": bundle,
-        "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
-        "meta_file": bundle / "configs" / "metadata.json",
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+def test_two_processes_train_together_and_one_of_them_writes(train_on_two_processes, dataset, tmp_path):
+    train_on_two_processes(**TRAINING, mlflow=MLFLOW, dataset_dir=dataset, output_dir=tmp_path)
 
-    done = subprocess.run(
-        [*launcher, "-m", "monai.bundle", "run", *arguments], capture_output=True, text=True, timeout=600
-    )
-
-    assert done.returncode == 0, done.stderr[-3000:]
     # each process takes half of the pairs of an epoch
     checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=2.pt", weights_only=False)
     assert checkpoint["trainer"]["iteration"] == 2

@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,31 +44,12 @@ def bundle(bundles_dir) -> Path:
     return bundles_dir / "gauss_newton"
 
 
-def workflow(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.json") for name in configs],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **overrides,
-    )
-
-
-def run(bundle: Path, *configs: str, kind: str = "infer", **overrides) -> ConfigWorkflow:
-    running = workflow(bundle, *configs, kind=kind, **overrides)
-    running.initialize()
-    running.run()
-    running.finalize()
-    return running
-
-
 @pytest.fixture(scope="module")
-def trained(bundle, dataset, tmp_path_factory) -> Path:
+def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
-    run(bundle, "train", kind="train", **options)
+    run("train.json", kind="train", **options)
     return output
 
 
@@ -82,11 +60,6 @@ def on_labels(dataset, tmp_path) -> dict:
     return {**TRAINING, **labels, "epochs": 1, "tensorboard": False, "pictures": False}
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def content(running: ConfigWorkflow, name: str):
     return running.parser.get_parsed_content(name)
 
@@ -95,25 +68,24 @@ def content(running: ConfigWorkflow, name: str):
     ("configs", "options"),
     [
         ((), {}),
-        (("search_first",), {"network_def#estimator#half_width": 2}),
-        (("labels",), {}),
-        (("labels",), {"network_def#features#merged": False}),
-        (("semantic", "predictions"), {}),
+        (("search_first.json",), {"network_def#estimator#half_width": 2}),
+        (("labels.json",), {}),
+        (("labels.json",), {"network_def#features#merged": False}),
+        (("semantic.json", "predictions.json"), {}),
     ],
 )
-def test_kernels_that_are_given_bring_a_pair_closer(bundle, dataset, tmp_path, configs, options):
-    if "predictions" in configs:
+def test_kernels_that_are_given_bring_a_pair_closer(run, read_table, dataset, tmp_path, configs, options):
+    if "predictions.json" in configs:
         options = {**options, "predictions_dir": str(dataset / "labelsTr")}
 
     run(
-        bundle,
-        *("inference", *configs, "evaluate"),
+        *("inference.json", *configs, "evaluate.json"),
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
         **options,
     )
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert not row["error"]
     assert float(row["dice"]) > float(row["dice_before"]) + 5
     assert float(row["folding_percent"]) == 0
@@ -123,19 +95,19 @@ def test_kernels_that_are_given_bring_a_pair_closer(bundle, dataset, tmp_path, c
     np.testing.assert_allclose(nib.load(path).affine, fixed.affine)
 
 
-def test_both_directions_are_each_others_inverse(bundle, dataset, tmp_path):
-    run(bundle, "inference", dataset_dir=str(dataset), output_dir=str(tmp_path), inverse="symmetric")
+def test_both_directions_are_each_others_inverse(run, read_table, dataset, tmp_path):
+    run("inference.json", dataset_dir=str(dataset), output_dir=str(tmp_path), inverse="symmetric")
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert float(row["inverse_consistency_mm"]) < 0.1
 
 
-def test_the_search_in_front_knows_how_far_the_field_may_be_off_and_gauss_newton_alone_does_not(bundle, dataset):
+def test_the_search_in_front_knows_how_far_the_field_may_be_off_and_gauss_newton_alone_does_not(workflow, dataset):
     options = {"dataset_dir": str(dataset), "uncertainty": True}
 
-    network = content(workflow(bundle, "inference", "search_first", **options), "network")
+    network = content(workflow("inference.json", "search_first.json", **options), "network")
     with pytest.raises(RuntimeError) as error:
-        content(workflow(bundle, "inference", **options), "network")
+        content(workflow("inference.json", **options), "network")
 
     assert network(torch.rand(1, 2, 12, 14, 16)).shape == (1, 9, 12, 14, 16)
     assert "knows no uncertainty" in str(error.value.__cause__)
@@ -156,8 +128,8 @@ def test_one_command_trains_segmentation_by_folds_then_kernels_and_joins_their_w
     assert len(kernels) == 8
 
 
-def test_the_log_has_a_row_per_epoch_with_official_metrics(trained):
-    rows = table(trained / "training.csv")
+def test_the_log_has_a_row_per_epoch_with_official_metrics(read_table, trained):
+    rows = read_table(trained / "training.csv")
 
     assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-4, 1.8e-4])
@@ -168,18 +140,18 @@ def test_the_log_has_a_row_per_epoch_with_official_metrics(trained):
     assert (trained / "mlruns.db").exists() == MLFLOW
 
 
-def test_a_training_goes_on_where_it_stopped_with_one_more_step_per_epoch(bundle, dataset, trained, tmp_path):
+def test_a_training_goes_on_where_it_stopped_with_one_more_step_per_epoch(run, read_table, dataset, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "again")
     options = {**TRAINING, "epochs": 3, "dataset_dir": str(dataset), "output_dir": str(tmp_path / "again")}
 
-    resumed = run(bundle, "train", kind="train", **options)
+    resumed = run("train.json", kind="train", **options)
 
     assert content(resumed, "train#trainer").state.iteration == 3 * 2
     # two in the first epoch, all four from the third on
     assert content(resumed, "network_def").estimator.training_iterations == 2 + 2
-    rows = table(tmp_path / "again" / "training.csv")
+    rows = read_table(tmp_path / "again" / "training.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert rows[:2] == table(trained / "training.csv")
+    assert rows[:2] == read_table(trained / "training.csv")
 
 
 def test_every_kernel_is_trained(trained):
@@ -190,8 +162,8 @@ def test_every_kernel_is_trained(trained):
     assert all(moment["exp_avg_sq"].min() > 0 for moment in moments.values())
 
 
-def test_a_large_gradient_is_cut_to_the_norm_asked_for(bundle, on_labels):
-    training = workflow(bundle, "train", kind="train", **on_labels, gradient_norm=0.25)
+def test_a_large_gradient_is_cut_to_the_norm_asked_for(workflow, on_labels):
+    training = workflow("train.json", kind="train", **on_labels, gradient_norm=0.25)
     training.initialize()
     kernels = list(content(training, "network").parameters())
     for kernel in kernels:
@@ -203,8 +175,8 @@ def test_a_large_gradient_is_cut_to_the_norm_asked_for(bundle, on_labels):
     torch.testing.assert_close(gradient, torch.full_like(gradient, 0.25 / len(gradient) ** 0.5))
 
 
-def test_training_pairs_are_deformed_together(bundle, dataset, on_labels):
-    training = workflow(bundle, "train", kind="train", **on_labels)
+def test_training_pairs_are_deformed_together(workflow, dataset, on_labels):
+    training = workflow("train.json", kind="train", **on_labels)
     subject = content(training, "subjects")[0]
     pair = {f"{side}{name}": path for side in ("fixed", "moving") for name, path in _keys(subject).items()}
 
@@ -223,42 +195,42 @@ def _keys(subject: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("error", ["squared", "cross_entropy"])
-def test_predictions_of_another_network_train_the_kernels_alone(bundle, dataset, on_labels, tmp_path, error):
-    run(bundle, "train", kind="train", **on_labels, **{"loss#error": error})
+def test_predictions_of_another_network_train_the_kernels_alone(run, read_table, dataset, on_labels, tmp_path, error):
+    run("train.json", kind="train", **on_labels, **{"loss#error": error})
 
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(name.startswith("estimator.") for name in weights)
     assert not (tmp_path / "semantic").exists()
     run(
-        bundle,
-        *("inference", "semantic", "learned", "predictions", "evaluate"),
+        *("inference.json", "semantic.json", "learned.json", "predictions.json", "evaluate.json"),
         **{name: on_labels[name] for name in ("dataset_dir", "predictions_dir", "output_dir")},
         weights=str(tmp_path / "model.pt"),
     )
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert float(row["dice"]) > float(row["dice_before"]) + 5
 
 
-@pytest.mark.parametrize("configs", [("semantic",), ("semantic", "learned"), ("semantic", "learned", "finer")])
-def test_trained_weights_register_the_validation_pair(bundle, dataset, trained, tmp_path, configs):
+@pytest.mark.parametrize(
+    "configs", [("semantic.json",), ("semantic.json", "learned.json"), ("semantic.json", "learned.json", "finer.json")]
+)
+def test_trained_weights_register_the_validation_pair(run, read_table, dataset, trained, tmp_path, configs):
     run(
-        bundle,
-        *("inference", *configs, "evaluate"),
+        *("inference.json", *configs, "evaluate.json"),
         dataset_dir=str(dataset),
         output_dir=str(tmp_path),
         weights=str(trained / "model.pt"),
         **SMALL,
     )
 
-    (row,) = table(tmp_path / "metrics.csv")
+    (row,) = read_table(tmp_path / "metrics.csv")
     assert not row["error"]
     assert 0 < float(row["dice"]) <= 100
 
 
-def test_learned_inference_is_the_network_that_was_trained(bundle, dataset, trained):
-    training = workflow(bundle, "train", kind="train", dataset_dir=str(dataset))
+def test_learned_inference_is_the_network_that_was_trained(workflow, dataset, trained):
+    training = workflow("train.json", kind="train", dataset_dir=str(dataset))
     options = {"weights": str(trained / "model.pt"), **SMALL}
-    inference = workflow(bundle, "inference", "semantic", "learned", "predictions", **options)
+    inference = workflow("inference.json", "semantic.json", "learned.json", "predictions.json", **options)
     one, other = content(training, "network_def"), content(inference, "network")
     one.load_state_dict(torch.load(trained / "best.pt", weights_only=True))
     predictions = torch.randint(0, 3, (1, 2, 12, 14, 16)).float()
@@ -270,31 +242,19 @@ def test_learned_inference_is_the_network_that_was_trained(bundle, dataset, trai
     torch.testing.assert_close(*fields)
 
 
-@pytest.mark.parametrize("further", [("semantic",), ("semantic", "learned", "predictions")])
-def test_weights_that_lack_a_part_are_refused_with_one_line(bundle, trained, tmp_path, further):
+@pytest.mark.parametrize("further", [("semantic.json",), ("semantic.json", "learned.json", "predictions.json")])
+def test_weights_that_lack_a_part_are_refused_with_one_line(workflow, trained, tmp_path, further):
     weights = torch.load(trained / "model.pt", weights_only=True)
-    lacking = "preparation" if further == ("semantic",) else "estimator"
+    lacking = "preparation" if further == ("semantic.json",) else "estimator"
     torch.save({name: value for name, value in weights.items() if not name.startswith(lacking)}, tmp_path / "part.pt")
 
     with pytest.raises(SystemExit, match="Give the weights that were trained with this config"):
-        content(workflow(bundle, "inference", *further, weights=str(tmp_path / "part.pt"), **SMALL), "network")
+        content(workflow("inference.json", *further, weights=str(tmp_path / "part.pt"), **SMALL), "network")
 
 
-def test_two_processes_train_together_and_one_of_them_writes(bundle, on_labels, tmp_path):
-    options = {
-        **on_labels,
-        "bundle_root": bundle,
-        "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
-        "meta_file": bundle / "configs" / "metadata.json",
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+def test_two_processes_train_together_and_one_of_them_writes(train_on_two_processes, on_labels, tmp_path):
+    train_on_two_processes(**on_labels)
 
-    done = subprocess.run(
-        [*launcher, "-m", "monai.bundle", "run", *arguments], capture_output=True, text=True, timeout=600
-    )
-
-    assert done.returncode == 0, done.stderr[-3000:]
     # each process takes half of the pairs of an epoch
     checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=1.pt", weights_only=False)
     assert checkpoint["trainer"]["iteration"] == 1
@@ -302,9 +262,9 @@ def test_two_processes_train_together_and_one_of_them_writes(bundle, on_labels, 
     assert json.loads((tmp_path / "training.json").read_text())["processes"] == 2
 
 
-def test_configs_have_the_properties_that_monai_asks_for(bundle, on_labels):
-    for kind, name, options in (("infer", "inference", {}), ("train", "train", on_labels)):
-        running = workflow(bundle, name, kind=kind, **options)
+def test_configs_have_the_properties_that_monai_asks_for(workflow, on_labels):
+    for kind, name, options in (("infer", "inference.json", {}), ("train", "train.json", on_labels)):
+        running = workflow(name, kind=kind, **options)
         running.initialize()
         assert running.check_properties() == []
 
@@ -316,11 +276,11 @@ def test_metadata_and_network_agree(bundle, tmp_path):
     verify_net_in_out("network_def", metadata, str(bundle / "configs" / "inference.json"))
 
 
-def test_shipped_weights_are_small_and_fit_the_segmentation_network(bundle):
+def test_shipped_weights_are_small_and_fit_the_segmentation_network(workflow, bundle):
     path = bundle / "models" / "model.pt"
     assert path.stat().st_size < 25e6
 
-    network = content(workflow(bundle, "inference", "semantic"), "network")
+    network = content(workflow("inference.json", "semantic.json"), "network")
 
     weights = torch.load(path, weights_only=True)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())

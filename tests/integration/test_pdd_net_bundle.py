@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -228,25 +226,11 @@ def test_weights_of_another_variant_are_refused_with_one_line(workflow, trained)
         content(workflow("inference.json", "mind_features.json", **options), "network")
 
 
-def test_two_processes_train_together_and_one_of_them_writes(bundle, dataset, tmp_path):
-    options = {
-        **TRAINING,
-        "epochs": 1,
-        "tensorboard": False,
-        "dataset_dir": dataset,
-        "output_dir": tmp_path,
-        "bundle_root": bundle,
-        "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
-        "meta_file": bundle / "configs" / "metadata.json",
-    }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-
-    done = subprocess.run(
-        [*launcher, "-m", "monai.bundle", "run", *arguments], capture_output=True, text=True, timeout=600
+def test_two_processes_train_together_and_one_of_them_writes(train_on_two_processes, dataset, tmp_path):
+    train_on_two_processes(
+        **{**TRAINING, "epochs": 1, "tensorboard": False, "dataset_dir": dataset, "output_dir": tmp_path}
     )
 
-    assert done.returncode == 0, done.stderr[-3000:]
     # each process takes half of the pairs of an epoch
     checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=1.pt", weights_only=False)
     assert checkpoint["trainer"]["iteration"] == 1
