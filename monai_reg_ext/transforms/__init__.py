@@ -36,6 +36,12 @@ from .displacement_uncertainty import (
     DisplacementUncertaintyDict,
 )
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
+from .foerstner_keypoints import (
+    FoerstnerKeypoints,
+    FoerstnerKeypointsD,
+    FoerstnerKeypointsd,
+    FoerstnerKeypointsDict,
+)
 from .initial_alignment import centre_alignment, initial_alignment, mass_alignment, overlap_fraction
 from .inverse_field import InverseFieldD, InverseFieldd, InverseFieldDict
 from .labels_to_channels import LabelsToChannels, LabelsToChannelsD, LabelsToChannelsd, LabelsToChannelsDict
@@ -76,6 +82,10 @@ __all__ = [
     "FillOutsideMaskD",
     "FillOutsideMaskDict",
     "FillOutsideMaskd",
+    "FoerstnerKeypoints",
+    "FoerstnerKeypointsD",
+    "FoerstnerKeypointsDict",
+    "FoerstnerKeypointsd",
     "FoldedFieldError",
     "InverseFieldD",
     "InverseFieldDict",

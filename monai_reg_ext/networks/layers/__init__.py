@@ -15,9 +15,12 @@ from .dense_cost_volume import DenseCostVolume
 from .diffusion import diffusion
 from .displacement_distribution import DisplacementDistribution, expected_displacement, field_on_cells
 from .displacement_posterior import DisplacementPosterior, displacement_posterior
+from .farthest_points import farthest_points
 from .feature_energy import FeatureEnergy
 from .field_normal_equations import field_normal_equations
 from .fill_outside import FillOutside
+from .foerstner_distinctiveness import foerstner_distinctiveness
+from .foerstner_keypoints import foerstner_keypoints
 from .graph_laplacian import graph_laplacian
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
@@ -35,6 +38,7 @@ from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
 from .search_grid import SearchGrid, search_grid
+from .separable_filter import gaussian_taps, separable_filter
 from .signed_distance import signed_distance
 from .solve_backward import solve_backward
 from .solve_normal_equations import solve_normal_equations
@@ -73,9 +77,13 @@ __all__ = [
     "displacement_posterior",
     "downsample_ddf",
     "expected_displacement",
+    "farthest_points",
     "field_normal_equations",
     "field_on_cells",
     "fit_linear",
+    "foerstner_distinctiveness",
+    "foerstner_keypoints",
+    "gaussian_taps",
     "graph_laplacian",
     "identity_grid",
     "invert_ddf",
@@ -97,6 +105,7 @@ __all__ = [
     "sample",
     "sample_axes",
     "search_grid",
+    "separable_filter",
     "share_with_grid",
     "signed_distance",
     "solve_backward",
