@@ -19,6 +19,7 @@ from .mean_field_estimator import MeanFieldEstimator
 from .mind_ssc import MindSSC
 from .obelisk_features import ObeliskFeatures
 from .planar_mean_field_estimator import PlanarMeanFieldEstimator
+from .pre_registration import PRE_REGISTRATION_MODES, PreRegistrationAugmentation, PreRegistrationMode
 from .probability_refiner import ProbabilityRefiner
 from .residual_search import ResidualSearch
 from .segmentation_channel import SegmentationChannel
@@ -28,6 +29,7 @@ from .window_estimator import WindowEstimator
 
 __all__ = [
     "PAPER_ALPHAS",
+    "PRE_REGISTRATION_MODES",
     "AdamRefiner",
     "CoupledConvexEstimator",
     "FeatureBlock",
@@ -45,6 +47,8 @@ __all__ = [
     "MindSSC",
     "ObeliskFeatures",
     "PlanarMeanFieldEstimator",
+    "PreRegistrationAugmentation",
+    "PreRegistrationMode",
     "ProbabilityRefiner",
     "ResidualSearch",
     "SegmentationChannel",

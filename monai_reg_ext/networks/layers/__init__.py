@@ -43,6 +43,7 @@ from .signed_distance import signed_distance
 from .solve_backward import solve_backward
 from .solve_normal_equations import solve_normal_equations
 from .ssd_cost_volume import SSDCostVolume, displacement_labels, ssd_cost_volume
+from .thin_plate_spline import ThinPlateSpline, thin_plate_field
 from .translation_search import TranslationSearch
 from .upsample_covariance import upsample_covariance
 from .upsample_ddf import downsample_ddf, regrid_ddf, share_with_grid, upsample_ddf
@@ -63,6 +64,7 @@ __all__ = [
     "PlanarDistribution",
     "SSDCostVolume",
     "SearchGrid",
+    "ThinPlateSpline",
     "TranslationSearch",
     "add_mask_channel",
     "box_filter",
@@ -111,6 +113,7 @@ __all__ = [
     "solve_backward",
     "solve_normal_equations",
     "ssd_cost_volume",
+    "thin_plate_field",
     "upsample_covariance",
     "upsample_ddf",
     "warp",
