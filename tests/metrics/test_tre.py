@@ -189,3 +189,20 @@ def test_lung_landmarks_start_from_the_known_error(data_dir):
         initial.append(compute_tre(no_field, torch.diag(torch.tensor([*spacing, 1])), fixed, moving).mean().item())
 
     assert initial == pytest.approx([20.18, 15.60, 8.14], abs=0.005)
+
+
+@pytest.mark.parametrize(("case", "expected"), [(1, 20.18), (2, 15.60), (3, 8.14)])
+def test_lung_landmarks_are_as_far_apart_before_registration_as_published(data_dir, case, expected):
+    paths = [data_dir / "LungCT" / "landmarksTr" / f"LungCT_{case:04d}_{side:04d}.csv" for side in (0, 1)]
+    if not paths[0].is_file():
+        pytest.skip("no landmarks of LungCT")
+    fixed, moving = (torch.from_numpy(np.loadtxt(path, delimiter=",")) for path in paths)
+    spacing = torch.tensor([1.75, 1.25, 1.75, 1.0], dtype=torch.float64)
+    affine, ddf = torch.diag(spacing), torch.zeros(3, 192, 192, 208)
+
+    in_mm = compute_tre(ddf, affine, to_mm(fixed, affine), to_mm(moving, affine))
+    # points outside a small grid are not moved, as by the zeros of a large one
+    of_challenge = compute_learn2reg_tre(ddf[:, :9, :8, :7], fixed, moving, spacing[:3].tolist())
+
+    assert in_mm.mean().item() == pytest.approx(expected, abs=0.005)
+    torch.testing.assert_close(of_challenge, in_mm)
