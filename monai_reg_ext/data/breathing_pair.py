@@ -22,6 +22,7 @@ from monai_reg_ext.transforms.conventions import voxel_to_mm
 __all__ = ["breathing_pair"]
 
 NO_DENSITY_HU = -1000.0
+MARGIN = 2.0  # voxels
 
 
 def breathing_pair(
@@ -44,7 +45,8 @@ def breathing_pair(
         carrier: the scan.
         motion: what to do with it.
         generator: of noise and points.
-        points: corresponding points, drawn evenly inside the fixed lungs, off the voxel centres.
+        points: corresponding points, drawn evenly inside the fixed lungs, off the voxel centres, where the scan shows
+            them.
         density: 1 preserves the mass inside the lungs: where they were less wide they were denser. 0 leaves densities
             as they are, what lies between is a power of the Jacobian determinant.
         noise_hu: standard deviation of the noise in each scan, besides the scan's own, which both share.
@@ -61,7 +63,7 @@ def breathing_pair(
     share = sample(carrier.mask[None].float(), positions[None])[0, 0]
     fixed = _with_density(scan, ddf, density * share)
     mask = share > 0.5
-    fixed_voxels = _points_in(mask, points, generator)
+    fixed_voxels = _points_in(mask & _well_inside(positions), points, generator)
     sides = (
         (f"{carrier.name}_{motion.name}", fixed[None], mask[None], fixed_voxels),
         (carrier.name, carrier.image, carrier.mask, carrier.moved(fixed_voxels, motion)),
@@ -75,6 +77,12 @@ def _with_density(scan: torch.Tensor, ddf: torch.Tensor, power: torch.Tensor) ->
     growth = F.pad(jacobian_determinant(ddf[None])[None], [1] * 6, mode="replicate")[0, 0]
     thickened = (scan - NO_DENSITY_HU).clamp(min=0) * growth.clamp(min=0) ** power + NO_DENSITY_HU
     return torch.where(power > 0, thickened, scan).float().clamp(min=AIR_HU)
+
+
+def _well_inside(positions: torch.Tensor) -> torch.Tensor:
+    """Voxels ``(I, J, K)`` that the scan shows, with a margin for what lies between them and their neighbours."""
+    last = positions.new_tensor(positions.shape[1:]).view(3, 1, 1, 1) - 1
+    return ((positions >= MARGIN) & (positions <= last - MARGIN)).all(0)
 
 
 def _points_in(mask: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:

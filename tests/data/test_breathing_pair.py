@@ -48,6 +48,18 @@ def test_points_are_exact_in_both_frames_and_inside_the_lungs(carrier, motion):
     assert pair["fixed_mask"].as_tensor()[0, i, j, k].all()
 
 
+def test_no_point_leaves_the_scan_though_the_lungs_do(lung_scan, motion):
+    image, mask = lung_scan
+    carrier = BreathingCarrier(image[..., 8:], mask[..., 8:], lung_box=((3, 22), (4, 25), (-5, 12)))
+
+    pair = breathing_pair(carrier, motion, _generator(), points=3000)
+
+    moving = mm_to_voxel(pair["moving_points"], carrier.affine)
+    assert carrier.mask[..., 0].any()
+    assert moving.min() >= 0
+    assert (moving <= torch.tensor(carrier.size) - 1).all()
+
+
 def test_masks_are_the_lungs_before_and_after(carrier, motion):
     pair = breathing_pair(carrier, motion, _generator())
 
