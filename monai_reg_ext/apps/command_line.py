@@ -25,6 +25,7 @@ from monai_reg_ext.apps.commands import (
     bundles,
     compose,
     convert,
+    correspondences,
     evaluate,
     invert,
     phantom,
@@ -38,7 +39,19 @@ __all__ = ["main"]
 
 COMMANDS = {
     command.__name__: command
-    for command in (register, apply, convert, invert, compose, evaluate, report, batch, bundles, phantom)
+    for command in (
+        register,
+        apply,
+        convert,
+        invert,
+        compose,
+        evaluate,
+        report,
+        batch,
+        correspondences,
+        bundles,
+        phantom,
+    )
 }
 HELP_FLAGS = {"--help", "-h"}
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -119,7 +132,7 @@ def _set_up_messages(verbose: bool) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10s} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:15s} {inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "monai-reg COMMAND ...: deformable registration of medical scans.",

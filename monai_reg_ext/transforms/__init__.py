@@ -36,6 +36,7 @@ from .displacement_uncertainty import (
     DisplacementUncertaintyDict,
 )
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
+from .find_correspondences import FindCorrespondencesD, FindCorrespondencesd, FindCorrespondencesDict
 from .foerstner_keypoints import (
     FoerstnerKeypoints,
     FoerstnerKeypointsD,
@@ -82,6 +83,9 @@ __all__ = [
     "FillOutsideMaskD",
     "FillOutsideMaskDict",
     "FillOutsideMaskd",
+    "FindCorrespondencesD",
+    "FindCorrespondencesDict",
+    "FindCorrespondencesd",
     "FoerstnerKeypoints",
     "FoerstnerKeypointsD",
     "FoerstnerKeypointsDict",

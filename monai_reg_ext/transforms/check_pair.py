@@ -102,10 +102,15 @@ def check_points(key: str, points: torch.Tensor, image: MetaTensor) -> None:
 
 def points_outside(points_mm: torch.Tensor, image: MetaTensor) -> int:
     """How many points ``(N, 3)``, mm RAS, lie outside the volume that the image's voxels fill."""
+    return int(are_outside(points_mm, image).sum())
+
+
+def are_outside(points_mm: torch.Tensor, image: MetaTensor) -> torch.Tensor:
+    """Which points ``(N, 3)``, mm RAS, lie outside the volume that the image's voxels fill, ``(N,)`` bool."""
     voxel = mm_to_voxel(points_mm, image.affine)
     end = torch.tensor(image.shape[1:], dtype=torch.float64, device=voxel.device) - 0.5
     tolerance = 1e-3  # voxels: coordinates in text files are rounded
-    return int(((voxel < -0.5 - tolerance) | (voxel > end + tolerance)).any(dim=1).sum())
+    return ((voxel < -0.5 - tolerance) | (voxel > end + tolerance)).any(dim=1)
 
 
 def check_correspondence(data: Mapping[Hashable, Any]) -> None:

@@ -119,7 +119,7 @@ def test_without_a_command_all_of_them_are_listed(calls, capsys, arguments):
     assert status_of(*arguments) == 0
 
     output = capsys.readouterr().out
-    assert "  strict     A command.\n  free       Another command.\n" in output
+    assert "  strict          A command.\n  free            Another command.\n" in output
 
 
 @pytest.mark.parametrize("name", COMMANDS)

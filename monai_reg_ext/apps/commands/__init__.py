@@ -9,6 +9,7 @@ from .batch import batch
 from .bundles import bundles
 from .compose import compose
 from .convert import convert
+from .correspondences import correspondences
 from .evaluate import evaluate
 from .invert import invert
 from .phantom import phantom
@@ -21,6 +22,7 @@ __all__ = [
     "bundles",
     "compose",
     "convert",
+    "correspondences",
     "evaluate",
     "invert",
     "phantom",

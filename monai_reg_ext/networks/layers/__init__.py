@@ -25,11 +25,13 @@ from .graph_laplacian import graph_laplacian
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
+from .keypoint_search import graph_convex, keypoint_cost
 from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .mean_field import mean_field, pass_messages
 from .min_convolution import min_convolution, quadratic_envelope
+from .neighbour_graph import NeighbourGraph
 from .normal_equations import normal_equations
 from .normal_operator import NormalOperator
 from .offset_window import offset_window_cost, offset_window_mean
@@ -60,6 +62,7 @@ __all__ = [
     "DisplacementPosterior",
     "FeatureEnergy",
     "FillOutside",
+    "NeighbourGraph",
     "NormalOperator",
     "PlanarDistribution",
     "SSDCostVolume",
@@ -86,10 +89,12 @@ __all__ = [
     "foerstner_distinctiveness",
     "foerstner_keypoints",
     "gaussian_taps",
+    "graph_convex",
     "graph_laplacian",
     "identity_grid",
     "invert_ddf",
     "jacobian_determinant",
+    "keypoint_cost",
     "least_trimmed_squares",
     "linear_step",
     "make_inverse_consistent",
