@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ class RandomPairDataset(EpochDataset):
         length: number of pairs per epoch.
         transform: applied to each pair, whose keys are those of :py:func:`~monai_reg_ext.data.join_subjects`.
         seed: of the random pairs.
+        groups: one per subject; only subjects of the same group are joined. For predictions by the folds of a
+            cross-validation: at inference one network sees both scans and errs alike on both, two networks do not.
 
     Raises:
-        ValueError: for fewer than two subjects or a length below one.
+        ValueError: for a length below one, or where no two subjects can be joined.
     """
 
     def __init__(
@@ -35,11 +37,20 @@ class RandomPairDataset(EpochDataset):
         length: int,
         transform: Sequence[Callable] | Callable | None = None,
         seed: int = 0,
+        groups: Sequence[Hashable] | None = None,
     ) -> None:
-        if len(data) < 2:
-            raise ValueError(f"random pairs need at least two subjects, got {len(data)}.")
+        groups = [None] * len(data) if groups is None else list(groups)
+        if len(groups) != len(data):
+            raise ValueError(f"groups needs one for each of the {len(data)} subjects, got {len(groups)}.")
+        self.partners = [[other for other in range(len(data)) if groups[other] == group] for group in groups]
+        self.candidates = [subject for subject in range(len(data)) if len(self.partners[subject]) > 1]
+        if not self.candidates:
+            raise ValueError(
+                f"random pairs need two subjects at least, of one group, got {len(data)} in {len(set(groups))} groups."
+            )
         super().__init__(data, length, transform, seed)
 
     def draw(self, generator: np.random.Generator) -> dict[str, Any]:
-        fixed, moving = generator.choice(len(self.data), size=2, replace=False)
+        fixed = generator.choice(self.candidates)
+        moving = generator.choice([partner for partner in self.partners[fixed] if partner != fixed])
         return join_subjects(self.data[int(fixed)], self.data[int(moving)])

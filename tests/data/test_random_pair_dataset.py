@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import permutations
 
 import pytest
 from ignite.engine import Engine, Events
@@ -75,8 +76,22 @@ def test_every_epoch_of_a_run_draws_its_own_pairs_even_in_workers_that_persist(w
     assert len({tuple(names) for names in seen.values()}) == 3
 
 
+def test_only_subjects_of_one_group_are_joined():
+    groups = dict(zip("abcdef", [0, 1, 0, 2, 1, 0], strict=True))
+
+    dataset = RandomPairDataset(SUBJECTS, length=200, groups=list(groups.values()))
+
+    # no partner for d
+    expected = {(one, other) for one, other in permutations("abcef", 2) if groups[one] == groups[other]}
+    assert {(pair["fixed"][0], pair["moving"][0]) for pair in dataset} == expected
+
+
 def test_too_few_subjects_and_empty_epochs_are_refused():
-    with pytest.raises(ValueError, match="at least two subjects, got 1"):
+    with pytest.raises(ValueError, match="two subjects at least, of one group, got 1 in 1"):
         RandomPairDataset(SUBJECTS[:1], length=3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         RandomPairDataset(SUBJECTS, length=0)
+    with pytest.raises(ValueError, match="got 6 in 6 groups"):
+        RandomPairDataset(SUBJECTS, length=3, groups=range(6))
+    with pytest.raises(ValueError, match="each of the 6 subjects, got 2"):
+        RandomPairDataset(SUBJECTS, length=3, groups=[0, 0])

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import permutations
 from pathlib import Path
 
 import nibabel as nib
@@ -100,6 +101,17 @@ def test_one_command_trains_segmentation_by_folds_then_fusion_and_joins_their_we
     for name, value in segmentation.items():
         assert torch.equal(weights[f"preparation.network.{name}"], value)
     assert all(torch.equal(weights[name], value) for name, value in fusion.items())
+
+
+def test_both_scans_of_a_training_pair_were_segmented_by_one_network(workflow, dataset, trained):
+    options = {**TRAINING, "val_cases": 1, "semantic_dir": str(trained / "semantic"), "dataset_dir": str(dataset)}
+    drawn_by = workflow("train.json", kind="train", **options).parser.get_parsed_content("train#dataset")
+
+    pairs = {drawn_by.draw(np.random.default_rng(seed))["pair"] for seed in range(60)}
+
+    # two folds take turns; the last case of the second one is for validation
+    by_fold = [pair for cases in ([0, 2, 4], [1, 3]) for pair in permutations(cases, 2)]
+    assert pairs == {"__".join(f"Balls_{case:04d}_0000" for case in pair) for pair in by_fold}
 
 
 def test_a_training_goes_on_where_it_stopped(run, read_table, dataset, trained, tmp_path):
