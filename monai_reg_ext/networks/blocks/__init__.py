@@ -11,6 +11,7 @@ from .feature_stack import FeatureStack
 from .flow_net_estimator import FlowNetEstimator
 from .gauss_newton_estimator import GaussNewtonEstimator
 from .gauss_newton_stencils import GaussNewtonStencils
+from .learn2optimise_estimator import Learn2OptimiseEstimator
 from .learned_gauss_newton_estimator import LearnedGaussNewtonEstimator
 from .linear_registration import LinearRegistration
 from .local_normalization import LocalNormalization
@@ -25,6 +26,7 @@ from .residual_search import ResidualSearch
 from .segmentation_channel import SegmentationChannel
 from .semantic_features import SemanticFeatures
 from .signed_distance_features import SignedDistanceFeatures
+from .skip_unet import SkipUNet
 from .window_estimator import WindowEstimator
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "FlowNetEstimator",
     "GaussNewtonEstimator",
     "GaussNewtonStencils",
+    "Learn2OptimiseEstimator",
     "LearnedGaussNewtonEstimator",
     "LinearRegistration",
     "LocalNormalization",
@@ -54,5 +57,6 @@ __all__ = [
     "SegmentationChannel",
     "SemanticFeatures",
     "SignedDistanceFeatures",
+    "SkipUNet",
     "WindowEstimator",
 ]

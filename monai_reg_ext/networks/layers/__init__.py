@@ -39,6 +39,7 @@ from .planar_distribution import PlanarDistribution
 from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
+from .sampled_cost import sampled_cost
 from .search_grid import SearchGrid, search_grid
 from .separable_filter import gaussian_taps, separable_filter
 from .signed_distance import signed_distance
@@ -111,6 +112,7 @@ __all__ = [
     "residual_covariance",
     "sample",
     "sample_axes",
+    "sampled_cost",
     "search_grid",
     "separable_filter",
     "share_with_grid",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from monai_reg_ext.networks.layers.sampled_cost import sampled_cost
 from monai_reg_ext.networks.layers.search_grid import SearchGrid
 from monai_reg_ext.networks.layers.warp import sample
 
@@ -29,15 +30,8 @@ def offset_window_cost(
     Returns:
         ``(B, *grid.window, *grid.size)`` float32.
     """
-    places = _places(grid, offset)
-
-    def cost(fixed: torch.Tensor, moving: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-        return (fixed - sample(moving, places + displacement)).square().sum(1)
-
-    displacements = grid.displacements.view(-1, 1, 3, 1, 1, 1)
-    sides = fixed.float(), moving.float()
-    costs = [checkpoint(cost, *sides, displacement, use_reentrant=False) for displacement in displacements]
-    return torch.stack(costs, 1).unflatten(1, grid.window)
+    cost = sampled_cost(fixed.float(), moving.float(), _places(grid, offset), grid.displacements)
+    return cost.unflatten(1, grid.window)
 
 
 def offset_window_mean(

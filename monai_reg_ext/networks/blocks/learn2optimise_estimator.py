@@ -1,0 +1,247 @@
+# Copyright (c) monai_reg_ext contributors
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.utils import ensure_tuple_rep
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from monai_reg_ext.networks.blocks.skip_unet import SkipUNet
+from monai_reg_ext.networks.layers.box_filter import box_filter
+from monai_reg_ext.networks.layers.cells_inside import cells_inside
+from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
+from monai_reg_ext.networks.layers.sampled_cost import sampled_cost
+from monai_reg_ext.networks.layers.warp import identity_grid
+
+__all__ = ["Learn2OptimiseEstimator"]
+
+UPDATES = "residual", "absolute"
+# the published offset, and the channels of memory, in halves of the grid
+_REFERENCE_OFFSET, _COMPONENTS, _CORNERS = 0.015, 3, 8
+
+
+class Learn2OptimiseEstimator(nn.Module):
+    r"""A network in the place of an optimiser: it looks around every displacement and says where to go next.
+
+    One small U-Net, :py:class:`SkipUNet`, is applied again and again. It sees the displacement so far, eight
+    displacements around it, the mean squared difference of the features at these eight, from which a slope could be
+    taken, and hidden channels of its own, its momentum; it gives the change of the displacement and the next hidden
+    channels. In its published size it has 254,493 weights.
+
+    Estimator and refiner in one: as a refiner it starts from the field that it is given. It learns by a loss on the
+    field after every iteration, see :py:class:`monai_reg_ext.networks.nets.KeypointTraining`. Gradients go through all
+    iterations, along displacements and hidden channels. Each iteration is computed again for them: a training step
+    needs the memory of one iteration, and 16 values per cell for each of the others.
+
+    Args:
+        grid_spacing: voxels per cell, one number or one per axis.
+        iterations: how often the network is applied; may be changed at any time.
+        offset: of the eight displacements along each axis, in cells, one number or one per axis.
+        scale: how many cells are 1 to the network, one number or one per axis.
+        hidden: number of hidden channels.
+        update: ``"residual"``: the network gives changes, at first none. ``"absolute"`` as the reference: it gives the
+            whole displacement anew in every iteration, at first any of some cells.
+        step: the largest change along each axis in one iteration, in cells; of ``"residual"`` only.
+        smooth_widths: box filters over what the network gives.
+        differentiable: gradients also go through the costs, to displacements and features. By default costs are
+            observed: features in front are not trained.
+        training_iterations: how often the network is applied in training mode; by default as often as else.
+        mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
+            features' squared difference.
+        compat: the reference's: ``"absolute"``, halves of the grid (between the centres of the outermost cells) for
+            ``scale``, 0.015 of them for ``offset``, zeros outside the features, the network's grid and the filters'.
+
+    Shape:
+        - fixed, moving: ``(B, F, i, j, k)`` features on the grid of :py:meth:`spacing`, an axis of more than 16 cells.
+        - coarse_ddf, output: ``(B, 3, i, j, k)`` in cells, float32, or float64 with float64 features.
+        - fixed_mask, moving_mask: ``(B, 1, i, j, k)``, how much of each cell lies inside, 0 to 1. Cells of which it is
+          less than half of the fixed one cost nothing.
+
+    Raises:
+        ValueError: for an unknown update, features that are not on one grid, or a grid that is too small.
+
+    Source: "Learning iterative optimisation for deformable image registration with recurrent convolutional networks"
+    (Learn2Optimise), section 2.
+    """
+
+    def __init__(
+        self,
+        grid_spacing: int | Sequence[int] = 2,
+        iterations: int = 8,
+        offset: float | Sequence[float] = 0.75,
+        scale: float | Sequence[float] = 50.0,
+        hidden: int = 10,
+        update: str = "residual",
+        step: float = 4.0,
+        smooth_widths: Sequence[int] = (3, 3),
+        differentiable: bool = False,
+        training_iterations: int | None = None,
+        mask_penalty: float = 4.0,
+        compat: bool = False,
+    ) -> None:
+        super().__init__()
+        if update not in UPDATES:
+            raise ValueError(f"update must be one of {UPDATES}, got {update!r}.")
+        self.grid_spacing = ensure_tuple_rep(grid_spacing, 3)
+        self.iterations = iterations
+        self.offset = ensure_tuple_rep(offset, 3)
+        self.scale = ensure_tuple_rep(scale, 3)
+        self.hidden = hidden
+        self.update = "absolute" if compat else update
+        self.step = step
+        self.smooth_widths = tuple(smooth_widths)
+        self.differentiable = differentiable
+        self.training_iterations = training_iterations
+        self.mask_penalty = mask_penalty
+        self.compat = compat
+        self.network = self._network()
+
+    def spacing(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Voxels per cell along each axis for an image of this size."""
+        return self.grid_spacing
+
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        coarse_ddf: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        *_, last = self.fields(fixed, moving, coarse_ddf, fixed_mask, moving_mask)
+        return last
+
+    def fields(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        coarse_ddf: torch.Tensor | None = None,
+        fixed_mask: torch.Tensor | None = None,
+        moving_mask: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """The field ``(B, 3, i, j, k)`` in cells: at the start, after every iteration.
+
+        Args:
+            fixed: see the class.
+            moving: see the class.
+            coarse_ddf: see the class; no displacement by default.
+            fixed_mask: see the class.
+            moving_mask: see the class.
+        """
+        if fixed.shape != moving.shape:
+            raise ValueError(
+                f"Learn2OptimiseEstimator needs fixed and moving features on one grid, got {tuple(fixed.shape)} and "
+                f"{tuple(moving.shape)}."
+            )
+        size, weight = fixed.shape[2:], None if fixed_mask is None else cells_inside(fixed_mask)
+        weight = 1 / fixed.shape[1] if weight is None else weight / fixed.shape[1]
+        sides = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
+        # the neighbours of a sample lie in eight runs of memory
+        dtype = torch.promote_types(fixed.dtype, torch.float32)
+        sides = [side.to(dtype).contiguous(memory_format=torch.channels_last_3d) for side in sides]
+        change = fixed.new_zeros((len(fixed), _COMPONENTS, *size), dtype=dtype)
+        start = change if coarse_ddf is None else coarse_ddf.to(dtype)
+        hidden = change.new_zeros((len(fixed), self.hidden, *size))
+        yield start
+        for _ in range(self._taken()):
+            state = *sides, weight, start, change, hidden
+            change, hidden = (
+                checkpoint(self._iterate, *state, use_reentrant=False, preserve_rng_state=False)
+                if torch.is_grad_enabled()
+                else self._iterate(*state)
+            )
+            yield start + change
+
+    def _taken(self) -> int:
+        chosen = self.training_iterations if self.training else None
+        return self.iterations if chosen is None else chosen
+
+    def _iterate(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        weight: torch.Tensor | float,
+        start: torch.Tensor,
+        change: torch.Tensor,
+        hidden: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change from the start, and hidden channels, after one more iteration."""
+        scale = self._per_axis(self._scale(change), change)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            places = identity_grid(change.shape[2:], change) + start + change
+            cost = weight * sampled_cost(fixed, moving, places, self._corners(scale), self._padding)
+        # to the network, as in the reference, axis 2 is the first one
+        seen = [(change / scale).flip(1), torch.ones_like(change[:, :1]), hidden, cost]
+        given = self.network(torch.cat(seen, 1)).to(change.dtype).tanh()
+        found = box_filter(given[:, :_COMPONENTS].flip(1), self.smooth_widths, self.compat)
+        change = found * scale if self.update == "absolute" else change + self.step * found
+        return change, given[:, _COMPONENTS:]
+
+    @property
+    def _padding(self) -> str:
+        return "zeros" if self.compat else "border"
+
+    def _scale(self, field: torch.Tensor) -> tuple[float, ...]:
+        return tuple((extent - 1) / 2 for extent in field.shape[2:]) if self.compat else self.scale
+
+    def _corners(self, scale: torch.Tensor) -> torch.Tensor:
+        """``(8, 3)`` displacements to look at, in cells; axis 2 changes fastest."""
+        signs = torch.tensor([-1.0, 1.0], device=scale.device)
+        offset = _REFERENCE_OFFSET * scale.flatten() if self.compat else self._per_axis(self.offset, scale).flatten()
+        return torch.cartesian_prod(signs, signs, signs) * offset
+
+    def _network(self) -> SkipUNet:
+        scale = torch.ones(1, _COMPONENTS) if self.compat else torch.tensor(self.scale)
+        corners = self._corners(scale) / scale
+        mixture = _mixture(corners, self.hidden)
+        padding = "constant" if self.compat else "replicate"
+        network = SkipUNet(len(mixture), _COMPONENTS + self.hidden, padding=padding)
+        first = network.encoder[0][0]
+        first.conv = MixedConvolution(mixture, first.conv.out_channels)
+        if self.update == "residual":
+            last = network.remaining[-1][-1]
+            nn.init.zeros_(last.weight[:_COMPONENTS])
+            nn.init.zeros_(last.bias[:_COMPONENTS])
+        return network
+
+    @staticmethod
+    def _per_axis(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
+
+
+class MixedConvolution(nn.Conv3d):
+    """A convolution of channels that are sums of fewer given ones: only the latter are ever laid out.
+
+    Args:
+        mixture: ``(in_channels, given)``, each input channel in terms of the given ones.
+        out_channels: of the result.
+
+    Shape:
+        - input: ``(B, given, i, j, k)``.
+        - output: ``(B, out_channels, i, j, k)``: a convolution of 3x3x3, with zeros beyond the border, of all channels.
+    """
+
+    def __init__(self, mixture: torch.Tensor, out_channels: int) -> None:
+        super().__init__(len(mixture), out_channels, kernel_size=3, padding=1)
+        self.register_buffer("mixture", mixture, persistent=False)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        weight = torch.einsum("ocijk,cg->ogijk", self.weight, self.mixture)
+        return F.conv3d(given, weight, self.bias, padding=1)
+
+
+def _mixture(corners: torch.Tensor, hidden: int) -> torch.Tensor:
+    """The network's 45 channels in terms of the 22 that differ.
+
+    The former: displacement, coordinates of its corners, hidden channels, costs. The latter have a one in the place of
+    the coordinates, which are displacement plus corner.
+    """
+    displacement = torch.eye(_COMPONENTS)
+    coordinates = torch.cat([displacement.repeat_interleave(_CORNERS, 0), corners.flip(1).T.reshape(-1, 1)], 1)
+    return torch.block_diag(torch.cat([F.pad(displacement, (0, 1)), coordinates]), torch.eye(hidden + _CORNERS))
