@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from .keypoint_loss import KeypointLoss
 from .mind_ssc_loss import MindSSCLoss
 from .non_local_feature_loss import NonLocalFeatureLoss
 from .non_local_label_loss import NonLocalLabelLoss
 from .warped_label_loss import WarpedLabelLoss
 
-__all__ = ["MindSSCLoss", "NonLocalFeatureLoss", "NonLocalLabelLoss", "WarpedLabelLoss"]
+__all__ = ["KeypointLoss", "MindSSCLoss", "NonLocalFeatureLoss", "NonLocalLabelLoss", "WarpedLabelLoss"]

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
-from monai_reg_ext.losses.non_local_label_loss import check_pair, non_local_errors, roughness
+from monai_reg_ext.losses.non_local_label_loss import check_pair, non_local_errors
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
 from monai_reg_ext.networks.layers.displacement_distribution import DisplacementDistribution
+from monai_reg_ext.networks.layers.keypoint_distribution import KeypointDistribution
 from monai_reg_ext.networks.layers.planar_distribution import PlanarDistribution
 
 __all__ = ["NonLocalFeatureLoss"]
@@ -24,10 +25,12 @@ class NonLocalFeatureLoss(_Loss):
 
     Args:
         features: ``(B, 1, I, J, K) -> (B, F, I, J, K)``, computed without gradients.
-        diffusion_weight: see :py:class:`NonLocalLabelLoss`.
+        diffusion_weight: see :py:class:`NonLocalLabelLoss`; at keypoints weight of the mean squared difference from
+            their nearest neighbours, in steps between displacements.
 
     Shape:
-        - pred: distribution in voxels, see :py:class:`NonLocalLabelLoss`.
+        - pred: distribution in voxels, see :py:class:`NonLocalLabelLoss`, or one at keypoints, as
+          :py:class:`monai_reg_ext.networks.nets.KeypointTraining` with ``distribution`` gives it.
         - target: ``(B, 2, I, J, K)`` images, moving first, then fixed.
         - output: scalar.
 
@@ -35,7 +38,7 @@ class NonLocalFeatureLoss(_Loss):
         ValueError: when the shapes do not fit.
 
     Source: Heinrich & Hansen, "Highly accurate and memory efficient unsupervised learning-based discrete CT
-    registration using 2.5D displacement search", MICCAI 2020.
+    registration using 2.5D displacement search", MICCAI 2020; at keypoints that of VoxelMorph++ without supervision.
     """
 
     def __init__(self, features: nn.Module | None = None, diffusion_weight: float = 0.0) -> None:
@@ -43,9 +46,11 @@ class NonLocalFeatureLoss(_Loss):
         self.features = MindSSC(radius=3, dilation=3) if features is None else features
         self.diffusion_weight = diffusion_weight
 
-    def forward(self, pred: DisplacementDistribution | PlanarDistribution, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, pred: DisplacementDistribution | PlanarDistribution | KeypointDistribution, target: torch.Tensor
+    ) -> torch.Tensor:
         check_pair(pred, target, "images")
         with torch.no_grad():
             moving, fixed = (self.features(image) for image in target.split(1, dim=1))
         loss = non_local_errors(pred, moving, fixed).mean()
-        return loss + self.diffusion_weight * roughness(pred) if self.diffusion_weight else loss
+        return loss + self.diffusion_weight * pred.roughness() if self.diffusion_weight else loss

@@ -10,10 +10,9 @@ import torch
 from torch.nn.modules.loss import _Loss
 
 from monai_reg_ext.losses.label_channels import label_weights, one_hot_labels
-from monai_reg_ext.networks.layers.diffusion import diffusion
 from monai_reg_ext.networks.layers.displacement_distribution import DisplacementDistribution
+from monai_reg_ext.networks.layers.keypoint_distribution import KeypointDistribution
 from monai_reg_ext.networks.layers.planar_distribution import PlanarDistribution
-from monai_reg_ext.networks.layers.sample_axes import sample_axes
 
 __all__ = ["NonLocalLabelLoss"]
 
@@ -65,27 +64,25 @@ class NonLocalLabelLoss(_Loss):
         moving, fixed = (one_hot_labels(label, self.labels) for label in target.split(1, dim=1))
         weights = label_weights(moving, fixed, self.exponent, self.background)
         loss = (weights * non_local_errors(pred, moving, fixed)).mean()
-        return loss + self.diffusion_weight * roughness(pred) if self.diffusion_weight else loss
+        return loss + self.diffusion_weight * pred.roughness() if self.diffusion_weight else loss
 
 
 def non_local_errors(
-    pred: DisplacementDistribution | PlanarDistribution, moving: torch.Tensor, fixed: torch.Tensor
+    pred: DisplacementDistribution | PlanarDistribution | KeypointDistribution,
+    moving: torch.Tensor,
+    fixed: torch.Tensor,
 ) -> torch.Tensor:
-    """``(B, C)`` mean squared differences of what control points expect to see and of what is there."""
-    at_points = sample_axes(fixed, pred.grid.points)
-    return (pred.seen(moving) - at_points).square().mean((2, 3, 4))
+    """``(B, C)`` mean squared differences of what points expect to see and of what is there."""
+    return (pred.seen(moving) - pred.here(fixed)).square().flatten(2).mean(2)
 
 
-def roughness(pred: DisplacementDistribution | PlanarDistribution) -> torch.Tensor:
-    """Diffusion of the expected displacements in steps between those of the window, mean over the batch."""
-    return diffusion(pred.mean() / pred.grid.step.view(3, 1, 1, 1)).mean()
-
-
-def check_pair(pred: DisplacementDistribution | PlanarDistribution, target: torch.Tensor, what: str) -> None:
+def check_pair(
+    pred: DisplacementDistribution | PlanarDistribution | KeypointDistribution, target: torch.Tensor, what: str
+) -> None:
     if not hasattr(pred, "seen"):
         raise ValueError(
             "A non-local loss needs the distribution of displacements, got a field. Give RegistrationNet "
-            "probabilistic_training=True and call it in training mode."
+            "probabilistic_training=True, or KeypointTraining distribution=True, and call it in training mode."
         )
     if target.dim() != 5 or target.shape[1] != 2:
         raise ValueError(f"A non-local loss needs {what} (B, 2, I, J, K), moving and fixed, got {tuple(target.shape)}.")

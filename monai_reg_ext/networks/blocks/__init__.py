@@ -11,6 +11,7 @@ from .feature_stack import FeatureStack
 from .flow_net_estimator import FlowNetEstimator
 from .gauss_newton_estimator import GaussNewtonEstimator
 from .gauss_newton_stencils import GaussNewtonStencils
+from .heatmap_head import HeatmapHead
 from .learn2optimise_estimator import Learn2OptimiseEstimator
 from .learned_gauss_newton_estimator import LearnedGaussNewtonEstimator
 from .linear_registration import LinearRegistration
@@ -27,6 +28,8 @@ from .segmentation_channel import SegmentationChannel
 from .semantic_features import SemanticFeatures
 from .signed_distance_features import SignedDistanceFeatures
 from .skip_unet import SkipUNet
+from .voxelmorph_estimator import VoxelMorphEstimator
+from .voxelmorph_plus_plus_estimator import VoxelMorphPlusPlusEstimator
 from .window_estimator import WindowEstimator
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "FlowNetEstimator",
     "GaussNewtonEstimator",
     "GaussNewtonStencils",
+    "HeatmapHead",
     "Learn2OptimiseEstimator",
     "LearnedGaussNewtonEstimator",
     "LinearRegistration",
@@ -58,5 +62,7 @@ __all__ = [
     "SemanticFeatures",
     "SignedDistanceFeatures",
     "SkipUNet",
+    "VoxelMorphEstimator",
+    "VoxelMorphPlusPlusEstimator",
     "WindowEstimator",
 ]

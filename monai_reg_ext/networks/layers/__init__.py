@@ -25,6 +25,7 @@ from .graph_laplacian import graph_laplacian
 from .inverse_consistency import make_inverse_consistent
 from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
+from .keypoint_distribution import KeypointDistribution
 from .keypoint_search import graph_convex, keypoint_cost
 from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
@@ -36,9 +37,11 @@ from .normal_equations import normal_equations
 from .normal_operator import NormalOperator
 from .offset_window import offset_window_cost, offset_window_mean
 from .planar_distribution import PlanarDistribution
+from .points_in_mask import points_in_mask
 from .pool_to_grid import pool_to_grid
 from .residual_covariance import residual_covariance
 from .sample_axes import sample_axes
+from .sample_points import sample_points
 from .sampled_cost import sampled_cost
 from .search_grid import SearchGrid, search_grid
 from .separable_filter import gaussian_taps, separable_filter
@@ -63,6 +66,7 @@ __all__ = [
     "DisplacementPosterior",
     "FeatureEnergy",
     "FillOutside",
+    "KeypointDistribution",
     "NeighbourGraph",
     "NormalOperator",
     "PlanarDistribution",
@@ -105,6 +109,7 @@ __all__ = [
     "offset_window_cost",
     "offset_window_mean",
     "pass_messages",
+    "points_in_mask",
     "pool_to_grid",
     "quadratic_envelope",
     "reference_stretch",
@@ -112,6 +117,7 @@ __all__ = [
     "residual_covariance",
     "sample",
     "sample_axes",
+    "sample_points",
     "sampled_cost",
     "search_grid",
     "separable_filter",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from monai_reg_ext.networks.layers.dense_cost_volume import DenseCostVolume
+from monai_reg_ext.networks.layers.diffusion import diffusion
 from monai_reg_ext.networks.layers.displacement_posterior import displacement_moments
 from monai_reg_ext.networks.layers.offset_window import offset_window_mean
 from monai_reg_ext.networks.layers.sample_axes import sample_axes
@@ -54,6 +55,14 @@ class DisplacementDistribution(NamedTuple):
         if self.offset is None:
             return window_mean(self.probabilities, values, self.grid)
         return offset_window_mean(self.probabilities, values, self.grid, self.offset)
+
+    def here(self, values: torch.Tensor) -> torch.Tensor:
+        """``(B, C, i, j, k)`` values at the points themselves."""
+        return sample_axes(values, self.grid.points)
+
+    def roughness(self) -> torch.Tensor:
+        """Diffusion of the expected displacements in steps between those of the window, mean over the batch."""
+        return diffusion(self.mean() / self.grid.step.view(3, 1, 1, 1)).mean()
 
     def at(self, field: torch.Tensor) -> torch.Tensor:
         """``(B, i, j, k)`` probabilities of given displacements ``(B, 3, i, j, k)``.

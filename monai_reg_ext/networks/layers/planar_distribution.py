@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from monai_reg_ext.networks.layers.diffusion import diffusion
 from monai_reg_ext.networks.layers.displacement_distribution import DisplacementDistribution
 from monai_reg_ext.networks.layers.search_grid import SearchGrid
 from monai_reg_ext.networks.layers.symmetric_matrix import COLUMNS, ROWS
@@ -45,6 +46,14 @@ class PlanarDistribution(NamedTuple):
     def seen(self, values: torch.Tensor) -> torch.Tensor:
         """``(B, C, i, j, k)`` what the points expect to see of ``values``, the mean of the planes."""
         return sum(plane.seen(values) for plane in self.planes) / 3
+
+    def here(self, values: torch.Tensor) -> torch.Tensor:
+        """``(B, C, i, j, k)`` values at the points themselves."""
+        return self.planes[0].here(values)
+
+    def roughness(self) -> torch.Tensor:
+        """See :py:meth:`DisplacementDistribution.roughness`."""
+        return diffusion(self.mean() / self.grid.step.view(3, 1, 1, 1)).mean()
 
     def at(self, field: torch.Tensor) -> torch.Tensor:
         """``(B, i, j, k)`` probabilities of given displacements, the mean of the planes."""

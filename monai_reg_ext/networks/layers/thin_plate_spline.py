@@ -16,6 +16,7 @@ KERNELS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "linear": torch.neg,
 }
 _BLOCK = 1 << 22  # distances at once
+_FLAT = 1e-5  # part of their extent: points that spread less across a plane lie on it, however they round
 
 
 class ThinPlateSpline:
@@ -35,8 +36,8 @@ class ThinPlateSpline:
         kernel: ``"plate"`` or ``"linear"``.
 
     Raises:
-        ValueError: for points and values that do not correspond, too few points, points in one plane (or, without
-            smoothing, twice the same), a negative smoothing or an unknown kernel.
+        ValueError: for points and values that do not correspond or are not finite, too few points, points in one plane
+            (or, without smoothing, twice the same), a negative smoothing or an unknown kernel.
 
     Source: Wahba, "Spline Models for Observational Data", 1990, chapter 2; scipy's ``RBFInterpolator`` with kernels
     ``thin_plate_spline`` and ``linear``, degree 1, gives the same.
@@ -89,8 +90,9 @@ def thin_plate_field(
 ) -> torch.Tensor:
     """Dense field from displacements of points, see :py:class:`ThinPlateSpline`.
 
-    Coordinates are scaled so that the grid reaches from -1 to 1 along each axis. The spline is evaluated on a coarse
-    grid that ends at the outermost voxels and is linear in between.
+    Lengths count in half the longest edge of the grid, so that the field is as smooth along all axes; with ``"plate"``,
+    as published, in halves of the grid along each axis. The spline is evaluated on a coarse grid that ends at the
+    outermost voxels and is linear in between.
 
     Args:
         points: ``(B, N, D)`` in voxels of the grid.
@@ -108,11 +110,12 @@ def thin_plate_field(
     """
     if spacing < 1:
         raise ValueError(f"spacing, voxels from one evaluation to the next, must be at least 1, got {spacing}.")
-    half = points.new_tensor([max(extent - 1, 1) / 2 for extent in size])
-    spline = ThinPlateSpline(points / half - 1, displacements, smoothing, kernel)
+    last = points.new_tensor([extent - 1 for extent in size])
+    half = (last if kernel == "plate" else last.max()).clamp(min=1) / 2
+    spline = ThinPlateSpline((points - last / 2) / half, displacements, smoothing, kernel)
     nodes = [-(-(extent - 1) // spacing) + 1 for extent in size]
-    axes = [torch.linspace(-1, 1, number, dtype=points.dtype, device=points.device) for number in nodes]
-    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    axes = [torch.linspace(0, 1, number, dtype=points.dtype, device=points.device) for number in nodes]
+    positions = (torch.cartesian_prod(*axes) - 0.5) * last / half
     coarse = spline(positions[None]).mT.unflatten(2, nodes)
     mode = "trilinear" if len(nodes) == 3 else "bilinear"
     return F.interpolate(coarse, size=list(size), mode=mode, align_corners=True)
@@ -129,9 +132,10 @@ def _check(points: torch.Tensor, values: torch.Tensor, smoothing: float, kernel:
             f"a thin-plate spline on {points.shape[2]} axes needs at least {points.shape[2] + 1} points that do not "
             f"lie in one plane, got {points.shape[1]}."
         )
-    offsets = points.detach().double() - points.detach().double().mean(1, keepdim=True)
-    spread = torch.linalg.eigvalsh(offsets.mT @ offsets)
-    if (spread[:, 0] <= 1e-12 * spread[:, -1]).any():
+    if not (points.isfinite().all() and values.isfinite().all()):
+        raise ValueError("a thin-plate spline needs finite points and values. Leave out those that are not known.")
+    spread = torch.linalg.svdvals((points - points.mean(1, keepdim=True)).detach().double())
+    if not (spread[:, -1] > _FLAT * spread[:, 0]).all():
         raise ValueError("these points determine no spline: they lie in one plane. Spread the points.")
     if kernel not in KERNELS or not smoothing >= 0:
         raise ValueError(f"kernel must be one of {tuple(KERNELS)} and smoothing >= 0, got {kernel!r} and {smoothing}.")

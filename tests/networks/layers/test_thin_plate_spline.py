@@ -94,14 +94,45 @@ def test_the_field_is_the_spline_at_the_nodes_and_linear_in_between(size, spacin
         torch.testing.assert_close(field[at], spline((inside / half - 1)[None, None])[:, 0])
 
 
+@pytest.mark.parametrize(("kernel", "half"), [("plate", (3, 5.5, 4)), ("linear", (5.5, 5.5, 5.5))])
+def test_the_field_is_that_of_scipy_with_even_lengths_and_as_published_with_those_of_each_axis(kernel, half):
+    size, half = (7, 12, 9), torch.tensor(half)
+    mesh = torch.cartesian_prod(*[torch.arange(extent, dtype=torch.float64) for extent in size])
+    points, values = (_random(1, 30, 3) + 1) * (torch.tensor(size) - 1) / 2, _random(1, 30, 2, seed=1)
+
+    field = thin_plate_field(points, values, size, 0.05, spacing=1, kernel=kernel)
+
+    oracle = RBFInterpolator(points[0] / half, values[0], smoothing=0.05, kernel=SCIPY_KERNELS[kernel], degree=1)
+    np.testing.assert_allclose(field[0].flatten(1).T.numpy(), oracle(mesh / half), atol=1e-9)
+
+
+def test_the_small_number_in_the_published_logarithm_makes_no_difference():
+    points, values, positions = _random(1, 12, 3)[0], _random(1, 12, 2, seed=1)[0], _random(1, 50, 3, seed=2)[0]
+
+    def kernel(one, other):
+        distance = (one[:, None] - other).norm(dim=2)
+        return distance**2 * (distance + 1e-6).log()
+
+    linear, of_positions = (torch.cat([torch.ones(len(x), 1), x], 1) for x in (points, positions))
+    system = torch.zeros(16, 16, dtype=torch.float64)
+    system[:12, :12] = kernel(points, points) + 0.1 * torch.eye(12)
+    system[:12, 12:], system[12:, :12] = linear, linear.T
+    weights = system.inverse() @ torch.cat([values, torch.zeros(4, 2)])
+    expected = kernel(positions, points) @ weights[:12] + of_positions @ weights[12:]
+
+    found = ThinPlateSpline(points[None], values[None], 0.1)(positions[None])[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["plate", "linear"])
 @pytest.mark.parametrize("size", [(13, 22), (9, 14, 11)])
-def test_an_affine_motion_is_kept_at_every_voxel(size):
+def test_an_affine_motion_is_kept_at_every_voxel(size, kernel):
     axes = len(size)
     matrix = torch.tensor([[0.1, 0.2, 0.0], [-0.1, 0.05, 0.3], [0.0, 0.2, -0.1]], dtype=torch.float64)[:axes, :axes]
     points = (_random(1, 20, axes) + 1) * (torch.tensor(size) - 1) / 2
     grid = torch.stack(torch.meshgrid(*[torch.arange(float(extent)) for extent in size], indexing="ij")).double()
 
-    field = thin_plate_field(points, points @ matrix.T + 2, size, smoothing=0.5)
+    field = thin_plate_field(points, points @ matrix.T + 2, size, smoothing=0.5, kernel=kernel)
 
     torch.testing.assert_close(field[0], torch.tensordot(matrix, grid, 1) + 2)
 
@@ -124,13 +155,26 @@ def test_what_makes_no_spline_is_refused(points, values, options, message):
 def test_points_in_one_plane_or_twice_the_same_are_refused():
     flat, twice = _random(1, 9, 3), _random(1, 9, 3)
     flat[..., 1] = 0
+    turned = flat.float() @ torch.linalg.qr(_random(3, 3, seed=2).float())[0]
     twice[:, 4] = twice[:, 7]
 
-    with pytest.raises(ValueError, match="lie in one plane"):
-        ThinPlateSpline(flat, _random(1, 9, 3, seed=1))
+    for points in (flat, turned, turned + 3):
+        with pytest.raises(ValueError, match="lie in one plane"):
+            ThinPlateSpline(points, _random(1, 9, 3, seed=1))
     with pytest.raises(ValueError, match="two of them coincide"):
         ThinPlateSpline(twice, _random(1, 9, 3, seed=1), smoothing=0)
     assert ThinPlateSpline(twice, _random(1, 9, 3, seed=1), smoothing=0.1)(flat).isfinite().all()
+
+
+@pytest.mark.parametrize("unknown", [torch.nan, torch.inf])
+def test_points_and_values_that_are_not_known_are_refused(unknown):
+    points, values = _random(1, 9, 3), _random(1, 9, 3, seed=1)
+    holes = points.clone()
+    holes[0, 4] = unknown
+
+    for given in ((holes, values), (points, holes)):
+        with pytest.raises(ValueError, match="needs finite points and values"):
+            ThinPlateSpline(*given)
 
 
 def test_a_spacing_below_one_is_refused():
