@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from .keypoint_training import KeypointTraining
 from .registration_net import RegistrationNet
 
-__all__ = ["RegistrationNet"]
+__all__ = ["KeypointTraining", "RegistrationNet"]
