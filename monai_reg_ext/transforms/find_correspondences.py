@@ -16,8 +16,8 @@ from monai.transforms import Transform
 from monai_reg_ext.networks.blocks.mind_ssc import MindSSC
 from monai_reg_ext.networks.layers.keypoint_search import graph_convex, keypoint_cost
 from monai_reg_ext.networks.layers.neighbour_graph import NeighbourGraph
+from monai_reg_ext.networks.layers.sample_points import sample_points
 from monai_reg_ext.networks.layers.thin_plate_spline import ThinPlateSpline
-from monai_reg_ext.networks.layers.warp import sample
 from monai_reg_ext.transforms.check_pair import are_outside
 from monai_reg_ext.transforms.conventions import mm_to_voxel, voxel_to_mm
 from monai_reg_ext.transforms.foerstner_keypoints import FoerstnerKeypoints
@@ -168,8 +168,8 @@ def _placed_anew(keypoints_mm: torch.Tensor, moved_mm: torch.Tensor, found: Mapp
 
 
 def _inside(points_mm: torch.Tensor, mask: MetaTensor) -> torch.Tensor:
-    positions = mm_to_voxel(points_mm, mask.affine).T.reshape(1, 3, -1, 1, 1)
-    return sample((mask.as_tensor()[None] != 0).float(), positions, "nearest", "zeros").flatten() > 0
+    voxels = mm_to_voxel(points_mm, mask.affine)[None]
+    return sample_points((mask.as_tensor()[None] != 0).float(), voxels, "nearest", "zeros").flatten() > 0
 
 
 FindCorrespondencesD = FindCorrespondencesDict = FindCorrespondencesd

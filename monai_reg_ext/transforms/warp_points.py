@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
-from monai_reg_ext.networks.layers.warp import sample
+from monai_reg_ext.networks.layers.sample_points import sample_points
 from monai_reg_ext.transforms.check_pair import points_outside
 from monai_reg_ext.transforms.conventions import mm_to_voxel, voxel_to_mm
 
@@ -43,9 +43,7 @@ class WarpPoints(Transform):
         if outside:
             raise ValueError(f"{outside} of {len(points_mm)} points lie outside the fixed image. Leave them out.")
         voxel = mm_to_voxel(points_mm, ddf.affine).to(ddf.device)
-        positions = voxel.T.reshape(1, 3, -1, 1, 1)
-        displacement = sample(ddf.as_tensor()[None], positions)[0].reshape(3, -1).T
-        return voxel_to_mm(voxel + displacement, ddf.affine)
+        return voxel_to_mm(voxel + sample_points(ddf.as_tensor()[None], voxel[None])[0], ddf.affine)
 
 
 class WarpPointsd(MapTransform):

@@ -32,6 +32,7 @@ from .linear_step import linear_step
 from .mask_channel import add_mask_channel
 from .mean_field import mean_field, pass_messages
 from .min_convolution import min_convolution, quadratic_envelope
+from .nearest_points import nearest_points
 from .neighbour_graph import NeighbourGraph
 from .normal_equations import normal_equations
 from .normal_operator import NormalOperator
@@ -105,6 +106,7 @@ __all__ = [
     "make_inverse_consistent",
     "mean_field",
     "min_convolution",
+    "nearest_points",
     "normal_equations",
     "offset_window_cost",
     "offset_window_mean",

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 
+from monai_reg_ext.networks.layers.sample_points import sample_points
 from monai_reg_ext.networks.layers.solve_backward import newton_step, solve_backward
-from monai_reg_ext.networks.layers.warp import identity_grid, sample
+from monai_reg_ext.networks.layers.warp import identity_grid
 
 __all__ = ["invert_ddf"]
 
@@ -54,4 +55,4 @@ def _columns(ddf: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, ...
 
 
 def _displacement(ddf: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    return sample(ddf[None].float(), points.T.reshape(1, 3, -1, 1, 1))[0].reshape(3, -1).T
+    return sample_points(ddf[None].float(), points[None])[0]

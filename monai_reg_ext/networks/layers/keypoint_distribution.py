@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from monai_reg_ext.networks.layers.nearest_points import nearest_points
 from monai_reg_ext.networks.layers.sample_points import sample_points
 
 __all__ = ["KeypointDistribution"]
@@ -57,8 +58,7 @@ class KeypointDistribution(NamedTuple):
         In steps between the displacements; a scalar.
         """
         in_steps = self.mean() / self._step()
-        distance = torch.cdist(self.points.detach(), self.points.detach())
-        nearest = distance.topk(min(_NEIGHBOURS + 1, distance.shape[1]), largest=False).indices[..., 1:]
+        nearest = [nearest_points(points, _NEIGHBOURS + 1)[:, 1:] for points in self.points]
         of_neighbours = torch.stack([one[of] for one, of in zip(in_steps, nearest, strict=True)])
         return (in_steps.unsqueeze(2) - of_neighbours).square().mean()
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from monai_reg_ext.networks.layers.neighbour_graph import NeighbourGraph
-from monai_reg_ext.networks.layers.offset_window import offset_window_cost
-from monai_reg_ext.networks.layers.search_grid import SearchGrid
+from monai_reg_ext.networks.layers.sampled_cost import sampled_cost
 from monai_reg_ext.networks.layers.warp import sample
 
 __all__ = ["graph_convex", "keypoint_cost"]
@@ -42,14 +41,14 @@ def keypoint_cost(
         ``(N, l_0, l_1, l_2)`` float32.
     """
     start = torch.zeros_like(points) if start is None else start
+    displacements = torch.cartesian_prod(*labels)
     unit = patch * torch.eye(3).to(points)
     offsets = [points.new_zeros(3), *unit, *-unit] if patch else [points.new_zeros(3)]
     total = 0
     for offset in offsets:
         places = _as_grid(points + offset)
-        grid = SearchGrid(tuple(points.new_zeros(size) for size in (len(points), 1, 1)), tuple(labels))
-        total = total + offset_window_cost(sample(fixed, places), moving, grid, _as_grid(points + offset + start))
-    return (total / len(offsets))[0, ..., 0, 0].movedim(-1, 0)
+        total = total + sampled_cost(sample(fixed, places), moving, places + _as_grid(start), displacements)
+    return (total / len(offsets))[0, ..., 0, 0].T.unflatten(1, [len(axis) for axis in labels])
 
 
 def graph_convex(

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["NeighbourGraph"]
+from monai_reg_ext.networks.layers.nearest_points import nearest_points
 
-_BLOCK = 1 << 24  # distances at once
+__all__ = ["NeighbourGraph"]
 
 
 class NeighbourGraph:
@@ -32,7 +32,7 @@ class NeighbourGraph:
         if len(points) < 2 or neighbours < 1:
             raise ValueError(f"a graph needs two points and a neighbour at least, got {len(points)} and {neighbours}.")
         self.number = len(points)
-        nearest = torch.cat([_nearest(part, points, neighbours) for part in points.split(_BLOCK // self.number + 1)])
+        nearest = nearest_points(points, neighbours + 1)
         rows = torch.arange(self.number, device=points.device)[:, None].expand_as(nearest).flatten()
         edges = torch.cat([rows * self.number + nearest.flatten(), nearest.flatten() * self.number + rows]).unique()
         edges = edges[edges // self.number != edges % self.number]
@@ -45,9 +45,3 @@ class NeighbourGraph:
         weights = self.weights.to(values)[:, None]
         total = torch.zeros_like(values).index_add_(0, self.rows, weights * values[self.columns])
         return total / weights.new_zeros(self.number, 1).index_add_(0, self.rows, weights)
-
-
-def _nearest(part: torch.Tensor, points: torch.Tensor, neighbours: int) -> torch.Tensor:
-    """Of each point of a part the nearest ones of all points, itself among them."""
-    distances = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.topk(min(neighbours + 1, len(points)), largest=False).indices

@@ -11,14 +11,18 @@ from monai_reg_ext.networks.layers.warp import sample
 __all__ = ["sample_points"]
 
 
-def sample_points(volume: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Values of a volume at scattered points, interpolated linearly, at the border repeated.
+def sample_points(
+    volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear", padding: str = "border"
+) -> torch.Tensor:
+    """Values of a volume at scattered points.
 
     Args:
         volume: ``(B, C, I, J, K)``.
         points: ``(B, N, 3)`` in voxels of the volume.
+        mode: see :py:func:`sample`.
+        padding: see :py:func:`sample`.
 
     Returns:
         ``(B, N, C)`` with gradients to both.
     """
-    return sample(volume, points.mT[..., None, None])[..., 0, 0].mT
+    return sample(volume, points.mT[..., None, None], mode, padding)[..., 0, 0].mT

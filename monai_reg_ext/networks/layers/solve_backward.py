@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 
 from monai_reg_ext.networks.kernels.runtime import compiled_twin
-from monai_reg_ext.networks.layers.warp import identity_grid, sample
+from monai_reg_ext.networks.layers.sample_points import sample_points
+from monai_reg_ext.networks.layers.warp import identity_grid
 
 __all__ = ["LEAST_DETERMINANT", "newton_step", "solve_backward"]
 
@@ -121,8 +122,7 @@ def _columns(ddf: torch.Tensor, points: torch.Tensor, displacement: torch.Tensor
 
 
 def _displacement(ddf: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    positions = points.T.reshape(1, 3, -1, 1, 1).to(ddf.device)
-    return sample(ddf[None], positions)[0].reshape(3, -1).T.to(points)
+    return sample_points(ddf[None], points[None].to(ddf.device))[0].to(points)
 
 
 def _voxels_that_end_nearest(ddf: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
@@ -36,15 +34,6 @@ def test_the_mean_is_that_of_the_neighbours_without_the_point_itself():
     near, far = (torch.exp(torch.tensor(-0.5 * square / 2.5)) for square in (1.0, 4.0))
     middle = (near * torch.tensor([1.0, 0]) + far * torch.tensor([100.0, 2])) / (near + far)
     torch.testing.assert_close(mean, torch.stack([torch.tensor([10.0, 1]), middle, torch.tensor([10.0, 1])]))
-
-
-def test_many_points_are_taken_part_by_part(monkeypatch):
-    points = torch.randn(30, 3)
-    whole = _edges(NeighbourGraph(points, 3))
-
-    monkeypatch.setattr(importlib.import_module("monai_reg_ext.networks.layers.neighbour_graph"), "_BLOCK", 100)
-
-    assert _edges(NeighbourGraph(points, 3)) == whole
 
 
 def test_few_points_are_all_neighbours_and_one_has_none():

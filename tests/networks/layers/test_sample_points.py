@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from monai_reg_ext.networks.layers.sample_points import sample_points
@@ -21,3 +22,11 @@ def test_it_interpolates_linearly_at_every_point_of_every_item():
     x, y, z = points.unbind(-1)
     expected = torch.stack([2 * x - y, 3 * z + x], -1) * torch.tensor([1.0, -1.0]).view(2, 1, 1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mode_and_what_lies_outside_are_as_asked():
+    volume = torch.arange(1.0, 61).view(1, 1, 3, 4, 5)
+    points = torch.tensor([[[1.4, 2.6, 0.0], [0.0, 0.0, -1.0]]])
+
+    assert sample_points(volume, points, "nearest", "zeros").flatten().tolist() == [volume[0, 0, 1, 3, 0], 0]
+    assert sample_points(volume, points).flatten()[1].item() == pytest.approx(1, rel=1e-4)
