@@ -35,6 +35,7 @@ from .displacement_uncertainty import (
     DisplacementUncertaintyd,
     DisplacementUncertaintyDict,
 )
+from .draw_keypoints import DrawKeypointsD, DrawKeypointsd, DrawKeypointsDict
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .find_correspondences import FindCorrespondencesD, FindCorrespondencesd, FindCorrespondencesDict
 from .foerstner_keypoints import (
@@ -79,6 +80,9 @@ __all__ = [
     "DisplacementUncertaintyD",
     "DisplacementUncertaintyDict",
     "DisplacementUncertaintyd",
+    "DrawKeypointsD",
+    "DrawKeypointsDict",
+    "DrawKeypointsd",
     "FillOutsideMask",
     "FillOutsideMaskD",
     "FillOutsideMaskDict",
