@@ -51,7 +51,8 @@ class PreRegistrationAugmentation(nn.Module):
 
     Shape:
         - points, truth, prediction: ``(B, N, D)`` in voxels of the field's grid; displacements of the points, the true
-          ones and those of a first method, ``None`` where there is none: 0.
+          ones and those of a first method, ``None`` where there is none: 0. Rows that are not finite do not count, so
+          that pairs with fewer points fit into a batch.
         - output: ``(B, D, *size)`` in voxels, no gradients.
 
     Raises:
@@ -100,6 +101,8 @@ class PreRegistrationAugmentation(nn.Module):
         if mode.noise:
             noise = torch.randn(truth.shape, generator=generator, device=generator.device).to(truth)
             start = start + mode.noise * noise * truth.new_tensor([(extent - 1) / 2 for extent in size])
+        known = (points.isfinite() & start.isfinite()).all(2)[0]
+        points, start = points[:, known], start[:, known]
         if not start.any():
             return start.new_zeros(1, start.shape[2], *size)
         return thin_plate_field(points, start, size, mode.smoothing, self.spacing, self.kernel)

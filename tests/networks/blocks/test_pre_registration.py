@@ -56,6 +56,19 @@ def test_without_a_first_method_it_counts_as_having_found_nothing():
     assert not nothing.any()
 
 
+def test_rows_that_are_not_known_do_not_count():
+    points, truth, prediction = _batch(items=2)
+    holes = points.clone()
+    holes[0, 20:], truth[1, 25:] = torch.nan, torch.nan
+
+    field = PreRegistrationAugmentation([(0.5, 0.5)])(holes, truth, SIZE, _generator(), prediction)
+
+    for item, number in ((0, 20), (1, 25)):
+        values = (truth + prediction)[item : item + 1, :number] / 2
+        expected = thin_plate_field(points[item : item + 1, :number], values, SIZE)
+        torch.testing.assert_close(field[item : item + 1], expected)
+
+
 def test_all_modes_come_up_and_the_generator_decides_alone():
     points, truth, prediction = _batch(items=40, number=5)
     augmentation = PreRegistrationAugmentation([(1, 0), (0, 0), (0, 1)])
