@@ -93,18 +93,21 @@ class ObeliskFeatures(FeatureBlock):
         self, edges: torch.Tensor, size: Sequence[int], spacing: Sequence[int], cells: Sequence[int]
     ) -> torch.Tensor:
         """``(B, 4 * pairs, *cells)`` differences of edges at pairs of offsets, pairs fastest."""
-        matrices = [
-            self._hats(axis, edges.shape[2 + axis], size[axis], spacing[axis], cells[axis]).to(edges.dtype)
-            for axis in range(3)
+        batch, pairs = len(edges), self.offsets.shape[1]
+        places = [
+            self._places(axis, edges.shape[2 + axis], size[axis], spacing[axis], cells[axis]) for axis in range(3)
         ]
-        pairs = []
-        for pair in range(self.offsets.shape[1]):
-            first, second = (_at(edges, [matrix[side, pair] for matrix in matrices]) for side in (0, 1))
-            pairs.append(first - second)
-        return torch.stack(pairs, 2).flatten(1, 2)
+        i, j, k = (
+            place.unflatten(2, [-1 if axis == dim else 1 for dim in range(3)]) for axis, place in enumerate(places)
+        )
+        grid = torch.stack(torch.broadcast_tensors(k, j, i), -1).flatten(1, 2)
+        # grid_sample is parallel over its batch only, on a CPU
+        grid = grid.repeat_interleave(batch, 0)
+        ends = F.grid_sample(edges.to(grid.dtype).repeat(2, 1, 1, 1, 1), grid, align_corners=False).to(edges.dtype)
+        return (ends[:batch] - ends[batch:]).unflatten(2, (pairs, cells[0])).flatten(1, 2)
 
-    def _hats(self, axis: int, edges: int, size: int, spacing: int, cells: int) -> torch.Tensor:
-        """``(2, pairs, cells, edges)`` linear weights of edges for all places along an axis; beyond the grid is 0."""
+    def _places(self, axis: int, edges: int, size: int, spacing: int, cells: int) -> torch.Tensor:
+        """``(2, pairs, cells)`` where along an axis edges are compared, from -1 to 1 over the grid of edges."""
         cell = torch.arange(cells, device=self.offsets.device, dtype=self.offsets.dtype)
         if self.compat:
             offset = self.offsets[..., 2 - axis] * (edges - 1) / 2
@@ -113,19 +116,9 @@ class ObeliskFeatures(FeatureBlock):
             voxels = self.stride * self.pool
             offset = self.offsets[..., axis] / voxels
             centre = (cell * spacing + (spacing - 1) / 2) / voxels
-        position = offset[..., None] + centre
-        grid = torch.arange(edges, device=position.device, dtype=position.dtype)
-        return F.relu(1 - (position[..., None] - grid).abs())
+        return (2 * (offset[..., None] + centre) + 1) / edges - 1
 
 
 def _layer(before: int, after: int, kernel_size: int, stride: int = 1) -> Convolution:
     """Convolution, batch norm, ReLU."""
     return Convolution(3, before, after, stride, kernel_size, "NA", "RELU", "BATCH", bias=False)
-
-
-def _at(edges: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Linear interpolation as one small matrix along each axis."""
-    for matrix in matrices:
-        # the contracted axis comes back as the last one: after three turns all are in order
-        edges = torch.tensordot(edges, matrix, dims=([2], [1]))
-    return edges
