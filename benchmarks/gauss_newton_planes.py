@@ -43,6 +43,7 @@ WEIGHTS = (150.0, 70.0)
 FACTORS = (1.0, 0.3, 0.1, 0.03)
 MAX_GRADIENT = 0.1  # norm; pairs of very different slices have gradients a hundred times as large
 EXPONENT = -0.35  # of the classes' pixels
+SMOOTHNESS_RATE = 0.05  # of the logarithms of the weights of the regularisation
 
 
 def main(
@@ -132,7 +133,9 @@ def train(
     counts = sum(torch.bincount(one.label.flatten().long(), minlength=classes) for one in slices)
     class_weights = counts.clamp(min=1) ** EXPONENT
     class_weights = (class_weights / class_weights.mean()).view(1, -1, 1, 1)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    stencils, weights = network.stencils.parameters(), [network.log_regularization]
+    smoothness = {"params": weights, "lr": SMOOTHNESS_RATE, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([{"params": stencils}, smoothness], lr=rate)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
     losses: list[float] = []
     network.train()

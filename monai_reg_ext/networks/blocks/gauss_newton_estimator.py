@@ -93,7 +93,8 @@ class GaussNewtonEstimator(nn.Module):
     ) -> None:
         super().__init__()
         self.grid_spacing = grid_spacing
-        self.regularizations = _schedule(regularization, iterations)
+        self.iterations = iterations
+        self.regularization = regularization
         self.coupled = coupled
         self.dense = dense
         self.slopes = slopes
@@ -104,6 +105,7 @@ class GaussNewtonEstimator(nn.Module):
         self.compat = compat
         self.training_iterations = training_iterations
         check_slopes(slopes)
+        _check_weights(regularization)
 
     def spacing(self, size: Sequence[int]) -> tuple[int, ...]:
         """Voxels per cell of the features along each axis for an image of this size."""
@@ -143,11 +145,15 @@ class GaussNewtonEstimator(nn.Module):
         change = torch.zeros_like(field)
         yield field
         taken = self.training_iterations if self.training else None
-        for regularization in self.regularizations[:taken]:
+        for regularization in self.schedule()[:taken]:
             step = self._step(fixed, moving, field, regularization, *weights)
             change = _REFERENCE_MOMENTUM * change + step if self.compat else step
             field = field + change
             yield field
+
+    def schedule(self) -> Sequence[float] | torch.Tensor:
+        """The weight of the regularisation in every step."""
+        return np.geomspace(*ensure_tuple_rep(self.regularization, 2), self.iterations).tolist()
 
     def at_features(self, field: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """A field at the control points, ``(B, D, *cells)``, in all cells of the features, ``(B, D, *size)``."""
@@ -158,7 +164,7 @@ class GaussNewtonEstimator(nn.Module):
         fixed: torch.Tensor,
         moving: torch.Tensor,
         field: torch.Tensor,
-        regularization: float,
+        regularization: float | torch.Tensor,
         fixed_mask: torch.Tensor | None = None,
         moving_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -189,7 +195,7 @@ class GaussNewtonEstimator(nn.Module):
         fixed: torch.Tensor,
         moving: torch.Tensor,
         field: torch.Tensor,
-        regularization: float,
+        regularization: float | torch.Tensor,
         fixed_weight: torch.Tensor | None,
         moving_weight: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -234,13 +240,12 @@ class GaussNewtonEstimator(nn.Module):
         return _per_axis(length.tolist(), field), weights.tolist()
 
 
-def _schedule(regularization: float | Sequence[float], iterations: int) -> list[float]:
+def _check_weights(regularization: float | Sequence[float]) -> None:
     ends = np.array(ensure_tuple_rep(regularization, 2), dtype=float)
     if not (np.isfinite(ends).all() and (ends > 0).all()):
         raise ValueError(
             f"regularization must be > 0, so that cells without gradient follow others, got {regularization}."
         )
-    return np.geomspace(*ends, iterations).tolist()
 
 
 def _weights(field: torch.Tensor, *masks: torch.Tensor | None) -> list[torch.Tensor | None]:

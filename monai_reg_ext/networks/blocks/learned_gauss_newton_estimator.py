@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from monai.utils import ensure_tuple_rep
+from torch import nn
 
 from monai_reg_ext.networks.blocks.gauss_newton_estimator import GaussNewtonEstimator
 from monai_reg_ext.networks.blocks.gauss_newton_stencils import GaussNewtonStencils
@@ -18,18 +20,20 @@ __all__ = ["LearnedGaussNewtonEstimator"]
 
 
 class LearnedGaussNewtonEstimator(GaussNewtonEstimator):
-    """Gauss-Newton registration whose slopes and differences are learned: a network of unrolled steps.
+    """Gauss-Newton registration whose slopes, differences and smoothness are learned: a network of unrolled steps.
 
-    A :py:class:`GaussNewtonEstimator` on control points four cells apart that looks at the features through
-    :py:class:`GaussNewtonStencils`, the same ones in every step. They begin as the conventional kernels and are trained
-    through all steps, by a loss on what its field does, such as on warped labels. Every step has equations that can be
-    solved, whatever the stencils are; that it lowers an energy is up to them.
+    A :py:class:`GaussNewtonEstimator` that looks at the features through :py:class:`GaussNewtonStencils`, the same ones
+    in every step. They begin as the conventional kernels and are trained through all steps, by a loss on what its field
+    does, such as on warped labels; so are the logarithms of the first and the last step's weight of the regularisation
+    (``log_regularization``), which want larger steps of an optimiser, or none to stay as given. Every step has
+    equations that can be solved, whatever was learned; that it lowers an energy is up to it.
 
     Args:
         channels: of the features.
         axes: of the features, two or three. Those of :py:class:`RegistrationNet` have three.
+        grid_spacing: cells of the features per cell of the control grid, 1, 2 or 4.
         iterations: see :py:class:`GaussNewtonEstimator`.
-        regularization: see :py:class:`GaussNewtonEstimator`.
+        regularization: with which it begins, see :py:class:`GaussNewtonEstimator`.
         coupled: see :py:class:`GaussNewtonEstimator`.
         damping: see :py:class:`GaussNewtonEstimator`.
         tolerance: relative residual of the equations, forward and backward.
@@ -52,6 +56,7 @@ class LearnedGaussNewtonEstimator(GaussNewtonEstimator):
         self,
         channels: int = 1,
         axes: int = 3,
+        grid_spacing: int = 4,
         iterations: int = 10,
         regularization: float | Sequence[float] = (150.0, 70.0),
         coupled: bool = True,
@@ -63,7 +68,7 @@ class LearnedGaussNewtonEstimator(GaussNewtonEstimator):
         compat: bool = False,
     ) -> None:
         super().__init__(
-            grid_spacing=4,
+            grid_spacing=grid_spacing,
             iterations=iterations,
             regularization=regularization,
             coupled=coupled,
@@ -74,7 +79,12 @@ class LearnedGaussNewtonEstimator(GaussNewtonEstimator):
             feature_spacing=feature_spacing,
             training_iterations=training_iterations,
         )
-        self.stencils = GaussNewtonStencils(channels, axes, compat)
+        self.stencils = GaussNewtonStencils(channels, axes, grid_spacing, compat)
+        self.log_regularization = nn.Parameter(torch.tensor(ensure_tuple_rep(regularization, 2)).log())
+
+    def schedule(self) -> torch.Tensor:
+        first, last = self.log_regularization
+        return (first + torch.linspace(0, 1, self.iterations).to(first) * (last - first)).exp()
 
     def _equations(
         self,

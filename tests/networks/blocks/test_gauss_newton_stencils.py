@@ -23,40 +23,46 @@ def along_axes(values, taps):
     return values
 
 
-def by_hand(values, first):
-    """Filters of every voxel, of which those around every second remain; then those around every other second one."""
+KEPT = {1: (slice(None), slice(None)), 2: (slice(1, None, 2), slice(None)), 4: (slice(0, None, 2), slice(1, None, 2))}
+
+
+def by_hand(values, first, grid_spacing):
+    """Filters of every voxel, of which some remain, around every second for example; then filters of these."""
     axes = values.ndim - 2
-    halves = along_axes(values, first)[(..., *[slice(None, None, 2)] * axes)]
-    # the last point may lie one beyond the last half
-    halves = np.pad(halves, [(0, 0), (0, 0), *[(0, 1)] * axes], mode="edge")
-    whole = along_axes(halves, [(0.25, 0.5, 0.25)] * axes)[(..., *[slice(1, None, 2)] * axes)]
-    return torch.from_numpy(whole)
+    for taps, kept in zip((first, [(0.25, 0.5, 0.25)] * axes), KEPT[grid_spacing], strict=True):
+        # the last point may lie one beyond the last voxel
+        behind = 1 if kept.start == 1 else 0
+        values = np.pad(values, [(0, 0), (0, 0), *[(0, behind)] * axes], mode="edge")
+        values = along_axes(values, taps)[(..., *[kept] * axes)]
+    return torch.from_numpy(values.copy())
 
 
+@pytest.mark.parametrize("grid_spacing", [1, 2, 4])
 @pytest.mark.parametrize("size", SIZES)
-def test_they_begin_as_the_conventional_kernels(size):
+def test_they_begin_as_the_conventional_kernels(size, grid_spacing):
     axes = len(size)
     fixed, warped = torch.randn(2, 2, 3, *size, dtype=torch.float64)
 
-    slopes, difference = GaussNewtonStencils(3, axes).double()(fixed, warped)
+    slopes, difference = GaussNewtonStencils(3, axes, grid_spacing).double()(fixed, warped)
 
     smooth, derivative = [(0.25, 0.5, 0.25)] * axes, (-0.5, 0.0, 0.5)
-    assert difference.shape == (2, 3, *(-(-extent // 4) for extent in size))
-    torch.testing.assert_close(difference, by_hand((warped - fixed).numpy(), smooth))
+    assert difference.shape == (2, 3, *(-(-extent // grid_spacing) for extent in size))
+    torch.testing.assert_close(difference, by_hand((warped - fixed).numpy(), smooth, grid_spacing))
     for axis, slope in enumerate(slopes):
         first = [*smooth[:axis], derivative, *smooth[axis + 1 :]]
-        torch.testing.assert_close(slope, by_hand(warped.numpy(), first))
+        torch.testing.assert_close(slope, by_hand(warped.numpy(), first, grid_spacing))
 
 
-def test_they_look_half_a_voxel_behind_the_control_points():
+@pytest.mark.parametrize(("grid_spacing", "behind"), [(1, 0.0), (2, 0.5), (4, 0.5)])
+def test_they_look_at_most_half_a_voxel_behind_the_control_points(grid_spacing, behind):
     size = (24, 20, 28)
     places = identity_grid(size, torch.zeros(1))  # as features: a ramp along each axis
 
-    slopes, difference = GaussNewtonStencils(3, 3)(torch.zeros_like(places), places)
+    slopes, difference = GaussNewtonStencils(3, 3, grid_spacing)(torch.zeros_like(places), places)
 
-    inner = (..., *[slice(1, -1)] * 3)
-    control_points = 4 * identity_grid(difference.shape[2:], places) + 1.5
-    torch.testing.assert_close(difference[inner], control_points[inner] + 0.5)
+    inner = (..., *[slice(2, -2) if grid_spacing < 4 else slice(1, -1)] * 3)
+    control_points = grid_spacing * identity_grid(difference.shape[2:], places) + (grid_spacing - 1) / 2
+    torch.testing.assert_close(difference[inner], control_points[inner] + behind)
     for axis, slope in enumerate(slopes):
         expected = torch.eye(3)[axis].view(1, 3, 1, 1, 1).expand_as(slope)
         torch.testing.assert_close(slope[inner], expected[inner])
@@ -103,10 +109,10 @@ def test_channels_do_not_mix(size):
         assert not torch.isclose(one[:, 1], other[:, 1]).all()
 
 
-@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize(("grid_spacing", "compat"), [(1, False), (2, False), (4, False), (4, True)])
 @pytest.mark.parametrize("size", [(17, 22), (9, 8, 11)])
-def test_the_least_weight_is_that_of_all_that_is_read(size, compat):
-    stencils = GaussNewtonStencils(1, len(size), compat)
+def test_the_least_weight_is_that_of_all_that_is_read(size, grid_spacing, compat):
+    stencils = GaussNewtonStencils(1, len(size), grid_spacing, compat)
     for parameter in stencils.parameters():
         torch.nn.init.uniform_(parameter, 0.5, 1.0)  # nothing cancels
     nothing = torch.zeros(1, 1, *size)
@@ -151,3 +157,18 @@ def test_features_that_they_are_not_made_for_are_refused():
             GaussNewtonStencils(1, 3)(other, other)
     with pytest.raises(ValueError, match="on one grid"):
         GaussNewtonStencils(1, 3)(fits, fits[..., :-1])
+
+
+@pytest.mark.parametrize("size", [(17, 22), (9, 8, 11)])
+def test_whatever_they_have_learned_what_both_have_everywhere_is_neither_slope_nor_difference(size):
+    fixed, warped = torch.randn(2, 1, 2, *size, dtype=torch.float64)
+    stencils = GaussNewtonStencils(2, len(size)).double()
+    for parameter in stencils.parameters():
+        torch.nn.init.normal_(parameter)
+
+    seen, shifted = stencils(fixed, warped), stencils(fixed + 50, warped + 50)
+
+    for one, other in zip([*seen[0], seen[1]], [*shifted[0], shifted[1]], strict=True):
+        torch.testing.assert_close(other, one)
+    _, apart = stencils(fixed, warped + 50)
+    assert (apart - seen[1]).abs().min() > 1
