@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 # SPDX-License-Identifier: Apache-2.0
 
+from .breathing_inputs import breathing_model, breathing_scans
 from .html_report import write_html_report
 from .latest_checkpoint import latest_checkpoint
 from .load_weights import load_weights, save_weights
@@ -15,6 +16,8 @@ from .trial_evaluation import TrialEvaluation
 __all__ = [
     "SelfConfiguration",
     "TrialEvaluation",
+    "breathing_model",
+    "breathing_scans",
     "latest_checkpoint",
     "load_weights",
     "pairs_or_exit",

@@ -27,6 +27,7 @@ METRICS = (
     *("dice", "dice_before", "hd95", "sdlogj", "folding_percent", "tre_mm", "tre_mm_before"),
     "inverse_consistency_mm",
 )
+MEASURED_ON_DEMAND = ("tre_mm_snapped",)
 COLUMNS = ("pair", *METRICS, "seconds", "error")
 QUANTILES = {"dice30": "dice", "hd9530": "hd95", "sdlogj30": "sdlogj", "tre30_mm": "tre_mm"}
 
@@ -67,9 +68,14 @@ class RunRecorder:
             raise SystemExit(f"{len(self.failed)} of {len(self.rows)} pairs failed, see {self.output_dir}/metrics.csv")
 
     def summary(self) -> dict[str, Any]:
-        """The run in figures: means over the pairs, their spread, and Learn2Reg's quantiles; null without values."""
-        means = {name: self._statistic(name, "mean") for name in (*METRICS, "seconds")}
-        spreads = {f"{name}_std": self._statistic(name, "std") for name in METRICS}
+        """The run in figures: means over the pairs, their spread, and Learn2Reg's quantiles; null without values.
+
+        ``folding_cases`` is the number of pairs whose field folds anywhere.
+        """
+        metrics = (*METRICS, *(name for name in MEASURED_ON_DEMAND if any(name in row for row in self.rows)))
+        means = {name: self._statistic(name, "mean") for name in (*metrics, "seconds")}
+        spreads = {f"{name}_std": self._statistic(name, "std") for name in metrics}
+        foldings = [row["folding_percent"] > 0 for row in self.rows if "folding_percent" in row]
         quantiles = {key: self._statistic(name, "30") for key, name in QUANTILES.items()}
         return {
             "method": self.method,
@@ -79,6 +85,7 @@ class RunRecorder:
             **means,
             **spreads,
             **quantiles,
+            "folding_cases": sum(foldings) if foldings else None,
         }
 
     def _statistic(self, name: str, statistic: str) -> float | None:

@@ -24,6 +24,7 @@ def compute_tre(
     fixed_points_mm: torch.Tensor,
     moving_points_mm: torch.Tensor,
     interpolation: str = "linear",
+    snap_affine: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Target registration error of corresponding points in physical space.
 
@@ -37,6 +38,9 @@ def compute_tre(
         fixed_points_mm: ``(N, 3)``, world mm. The outermost voxels reach half a voxel beyond their centres.
         moving_points_mm: ``(N, 3)``, world mm, row by row the same places.
         interpolation: of the field between voxels, ``"linear"`` or ``"cubic"``.
+        snap_affine: ``(4, 4)``, voxels of the moving image to world mm: a moved point goes to the nearest of their
+            centres before its distance is taken, as published figures on DIR-Lab's landmarks have it, which lie at
+            centres (half way between two it goes to the higher index). By default it stays where it is.
 
     Returns:
         ``(N,)`` float64, mm, on the CPU.
@@ -47,7 +51,7 @@ def compute_tre(
     """
     fixed_mm, moving_mm = _corresponding(fixed_points_mm, moving_points_mm)
     affine = np.asarray(torch.as_tensor(affine).cpu(), dtype=np.float64)
-    points_voxel = (fixed_mm - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    points_voxel = _to_voxel(fixed_mm, affine)
     last = np.array(ddf.shape[1:]) - 1
     outside = ~((points_voxel >= -0.5) & (points_voxel <= last + 0.5)).all(axis=1)
     if outside.any():
@@ -57,7 +61,10 @@ def compute_tre(
             "be world mm (RAS) of the fixed image; check units and axes, or leave out points that it does not show."
         )
     displacement = _displacement_at(ddf, points_voxel.clip(0, last), interpolation)
-    moved_mm = (points_voxel + displacement) @ affine[:3, :3].T + affine[:3, 3]
+    moved_mm = _to_mm(points_voxel + displacement, affine)
+    if snap_affine is not None:
+        moving_affine = np.asarray(torch.as_tensor(snap_affine).cpu(), dtype=np.float64)
+        moved_mm = _to_mm(np.floor(_to_voxel(moved_mm, moving_affine) + 0.5), moving_affine)
     return torch.from_numpy(np.linalg.norm(moved_mm - moving_mm, axis=1))
 
 
@@ -95,6 +102,14 @@ def _corresponding(fixed_points: torch.Tensor, moving_points: torch.Tensor) -> t
             f"{tuple(fixed_points.shape)} and moving {tuple(moving_points.shape)}."
         )
     return tuple(torch.as_tensor(points).cpu().numpy().astype(np.float64) for points in (fixed_points, moving_points))
+
+
+def _to_voxel(points_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return (points_mm - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+
+
+def _to_mm(points_voxel: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return points_voxel @ affine[:3, :3].T + affine[:3, 3]
 
 
 def _displacement_at(ddf: torch.Tensor, points_voxel: np.ndarray, interpolation: str) -> np.ndarray:

@@ -35,6 +35,7 @@ from .displacement_uncertainty import (
     DisplacementUncertaintyd,
     DisplacementUncertaintyDict,
 )
+from .draw_initial_field import DrawInitialFieldD, DrawInitialFieldd, DrawInitialFieldDict
 from .draw_keypoints import DrawKeypointsD, DrawKeypointsd, DrawKeypointsDict
 from .fill_outside_mask import FillOutsideMask, FillOutsideMaskD, FillOutsideMaskd, FillOutsideMaskDict
 from .find_correspondences import FindCorrespondencesD, FindCorrespondencesd, FindCorrespondencesDict
@@ -80,6 +81,9 @@ __all__ = [
     "DisplacementUncertaintyD",
     "DisplacementUncertaintyDict",
     "DisplacementUncertaintyd",
+    "DrawInitialFieldD",
+    "DrawInitialFieldDict",
+    "DrawInitialFieldd",
     "DrawKeypointsD",
     "DrawKeypointsDict",
     "DrawKeypointsd",

@@ -219,7 +219,7 @@ def test_the_summary_holds_the_means_over_the_pairs_that_have_a_value(evaluator_
     smooth = dict.fromkeys(("sdlogj", "sdlogj_std", "sdlogj30", "folding_percent", "folding_percent_std"), 0)
     # quantiles between two values: 0.3 of the way for Dice and HD95, 0.7 for TRE
     quantiles = {"dice30": 200 / 3 + 10, "hd9530": 0.3, "tre30_mm": 1.4}
-    counts = {"pairs": 5, "failed": 3, "seconds_per_pair": 3}
+    counts = {"pairs": 5, "failed": 3, "seconds_per_pair": 3, "folding_cases": 0}
     inverse = {"inverse_consistency_mm": 0.5, "inverse_consistency_mm_std": 0}
     assert summary == pytest.approx({**counts, **means, **spreads, **smooth, **inverse, **quantiles}, abs=1e-6)
 
@@ -233,6 +233,18 @@ def test_what_does_not_apply_is_null(evaluator_of):
     assert [summary[key] for key in ("dice", "dice30", "hd95", "hd95_std", "tre_mm", "tre30_mm")] == [None] * 6
     assert summary["failed"] == 0
     assert summary["sdlogj"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_summary_counts_the_fields_that_fold_and_has_what_was_measured_on_demand(tmp_path):
+    recorder = RunRecorder(tmp_path, method="any")
+    recorder.rows = [{"pair": "a", "folding_percent": 0.0, "error": ""}, {"pair": "b", "error": "failed"}]
+    assert recorder.summary()["folding_cases"] == 0
+    assert "tre_mm_snapped" not in recorder.summary()
+
+    recorder.rows += [{"pair": name, "folding_percent": 1e-4, "tre_mm_snapped": 3.0, "error": ""} for name in "cd"]
+
+    summary = recorder.summary()
+    assert [summary[name] for name in ("folding_cases", "tre_mm_snapped", "tre_mm_snapped_std")] == [2, 3, 0]
 
 
 def test_a_run_without_a_single_success_has_a_summary_too(evaluator_of):

@@ -25,3 +25,17 @@ def test_the_affine_of_the_field_leads_to_mm_and_the_interpolation_is_passed_on(
     # half a voxel along axis 0 is -1 mm along world axis 1: (1, 1 - 1, 1) remains
     assert linear == pytest.approx({"tre_mm": 2**0.5, "tre_mm_before": 3**0.5})
     assert cubic["tre_mm"] != pytest.approx(linear["tre_mm"], abs=1e-3)
+
+
+def test_snapped_errors_are_measured_on_demand_on_the_moving_voxels():
+    affine, moving_affine = torch.diag(torch.tensor([2.0, 3, 1, 1])), torch.diag(torch.tensor([5.0, 5, 5, 1]))
+    points = torch.tensor([[6.0, 9, 4]], dtype=torch.float64)
+    moving = MetaTensor(torch.zeros(1, 4, 4, 4), affine=moving_affine)
+    pair = {"pred": MetaTensor(torch.zeros(3, 9, 10, 11), affine=affine), "fixed_points": points}
+    pair |= {"moving_points": points, "moving": moving}
+
+    values = TREHandler(snapped=True).measure(pair)
+
+    # the nearest centres are 5, 10 and 5 mm
+    assert values == pytest.approx({"tre_mm": 0, "tre_mm_before": 0, "tre_mm_snapped": 3**0.5})
+    assert "tre_mm_snapped" not in TREHandler().measure(pair)

@@ -15,8 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
+from scipy.ndimage import gaussian_filter
 
 SIZE = (30, 26, 28)
+LUNG_SIZE, PATIENTS, LANDMARKED = (21, 16, 18), 12, 3
 
 
 def _subject(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +50,58 @@ def dataset(tmp_path_factory) -> Path:
     content = {"name": "Balls", "labels": {"0": {"1": "left", "2": "right"}}, "training": cases}
     (folder / "Balls_dataset.json").write_text(json.dumps({**content, "registration_val": [pair]}))
     return folder
+
+
+def _breathing_patient(generator: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of an exhaled and of the inhaled lung, on a grid of voxels: it stretches, most of all downwards."""
+    exhale = generator.uniform((40, 30, 50), (150, 130, 160), (number, 3))
+    stretch = 1 + generator.uniform((0.02, 0.02, 0.08), (0.06, 0.05, 0.2))
+    return exhale, (exhale - (95, 80, 160)) * stretch + (95, 80, 160)
+
+
+def _lung_scan(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth texture in an ellipsoid of lung in soft tissue, in Hounsfield units, and its mask."""
+    texture = gaussian_filter(np.random.default_rng(seed).normal(size=LUNG_SIZE), 1.2)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.4, 1.4, extent) for extent in LUNG_SIZE], indexing="ij"))
+    mask = np.square(grid).sum(0) < 1
+    scan = np.where(mask, -800.0, 30.0) + 100 * texture / texture.std()
+    return scan.astype(np.float32), mask.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def breathing_dataset(tmp_path_factory) -> Path:
+    """Correspondences of 15 patients in the form of ``LungCT``, scans ``a`` to ``c`` and masks, an axis flipped."""
+    folder, generator = tmp_path_factory.mktemp("Breathing"), np.random.default_rng(0)
+    (folder / "LungCT").mkdir()
+    cases = {f"case_{n:03d}": np.hstack(_breathing_patient(generator, 200)) for n in range(PATIENTS)}
+    np.savez(folder / "LungCT" / "l2r_lung_keypoints.npz", **cases)
+    exhale, inhale = zip(*[_breathing_patient(generator, 100) for _ in range(LANDMARKED)], strict=True)
+    landmarks = {"exhale_voxel": np.stack(exhale), "inhale_voxel": np.stack(inhale)}
+    np.savez(folder / "LungCT" / "dirlab_copd_landmarks.npz", **landmarks)
+    affine = np.diag([-4.0, 5.0, 3.5, 1.0])
+    for seed, name in enumerate("abc"):
+        for suffix, array in zip(("", "_mask"), _lung_scan(seed), strict=True):
+            nib.save(nib.Nifti1Image(array, affine), folder / f"{name}{suffix}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def breathing_options(breathing_dataset) -> dict[str, object]:
+    """A short training on it, by ids of a bundle's ``train.json``."""
+
+    def scan(name: str) -> dict[str, str]:
+        return {"image": f"{name}.nii.gz", "mask": f"{name}_mask.nii.gz"}
+
+    return {
+        "dataset_dir": str(breathing_dataset),
+        "train_scans": [scan("a"), scan("b")],
+        "val_scans": [scan("c")],
+        "spacing": 4.0,
+        "keypoints": 30,
+        "epochs": 2,
+        "pairs_per_epoch": 2,
+        "val_interval": 1,
+    }
 
 
 @pytest.fixture(scope="module")

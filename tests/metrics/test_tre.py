@@ -55,6 +55,24 @@ def test_one_slice_too_far_is_an_error_of_the_slice_thickness():
     torch.testing.assert_close(result, torch.full((20,), 3.0, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("shift", "unsnapped", "snapped"), [(2.4, 0.4, 0.0), (2.6, 0.6, 1.0)])
+def test_snapped_points_go_to_the_nearest_voxel_of_the_moving_image(shift, unsnapped, snapped):
+    # the moving image's voxels are as large and lie on those of the fixed one, three further along axis 0
+    moving_affine = AFFINE.clone()
+    moving_affine[:3, 3] = to_mm(torch.tensor([3.0, 0, 0], dtype=torch.float64))
+    fixed = torch.tensor([[4.0, 5, 6], [2, 3, 9]], dtype=torch.float64)
+    ddf = torch.zeros(3, *SIZE)
+    ddf[0] = shift
+    points = to_mm(fixed), to_mm(fixed + torch.tensor([2.0, 0, 0]))
+
+    plain = compute_tre(ddf, AFFINE, *points)
+    rounded = compute_tre(ddf, AFFINE, *points, snap_affine=moving_affine)
+
+    # a voxel along axis 0 is 1.5 mm long
+    torch.testing.assert_close(plain, torch.full((2,), 1.5 * unsnapped, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rounded, torch.full((2,), 1.5 * snapped, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
 def test_the_displacement_is_read_at_the_place_of_the_point():
     matrix = torch.tensor([[0.1, 0.02, -0.05], [0.03, -0.2, 0.04], [0.01, 0.07, 0.15]], dtype=torch.float64)
     ddf = torch.einsum("ca,aijk->cijk", matrix, torch.from_numpy(np.indices(SIZE, dtype=np.float64)))

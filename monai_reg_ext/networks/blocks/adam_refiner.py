@@ -24,7 +24,8 @@ class AdamRefiner(nn.Module):
     r"""Instance optimisation of a displacement field on features with Adam.
 
     Minimises :math:`\frac1N \sum_x |M(x + s(x)) - F(x)|^2 + \lambda \cdot \text{diffusion}(s)` over the control
-    values :math:`\theta` of the smoothed field :math:`s = \text{box}(\theta)`, both counted in cells.
+    values :math:`\theta` of the smoothed field :math:`s = \text{box}(\theta)`, both counted in cells. As an
+    estimator it starts from no displacement.
 
     Args:
         grid_spacing: voxels per cell of the grid on which it works.
@@ -78,10 +79,12 @@ class AdamRefiner(nn.Module):
         self,
         fixed: torch.Tensor,
         moving: torch.Tensor,
-        coarse_ddf: torch.Tensor,
+        coarse_ddf: torch.Tensor | None = None,
         fixed_mask: torch.Tensor | None = None,
         moving_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if coarse_ddf is None:
+            coarse_ddf = fixed.new_zeros((len(fixed), 3, *fixed.shape[2:]))
         dtype = torch.promote_types(fixed.dtype, torch.float32)
         # results leave the graph: the network in front is not trained through the optimisation
         with torch.inference_mode(False), torch.no_grad():

@@ -56,6 +56,12 @@ def test_without_iterations_the_field_is_only_smoothed(features, smooth_field, c
     torch.testing.assert_close(refined, box_filter(field, (3, 3, 3), compat))
 
 
+def test_without_a_field_it_starts_from_none(features):
+    refiner = AdamRefiner(2, 3)
+
+    torch.testing.assert_close(refiner(*features), refiner(*features, torch.zeros(2, 3, *SIZE)))
+
+
 @pytest.mark.parametrize(("spacing", "expected"), [(2, (2, 2, 2)), ((3, 1, 2), (3, 1, 2))])
 def test_its_grid_is_the_same_for_every_image(spacing, expected):
     assert AdamRefiner(spacing).spacing((100, 80, 3)) == expected
