@@ -67,6 +67,10 @@ class KeypointDistribution(NamedTuple):
         scale, start = (torch.tensor(values).to(self.points) for values in (factor, origin))
         return self._replace(points=scale * self.points + start, displacements=scale * self.displacements)
 
+    def float(self) -> KeypointDistribution:
+        """The same in float32, as a tensor's ``float()``."""
+        return KeypointDistribution(*(part.float() for part in self))
+
     def _step(self) -> torch.Tensor:
         """From one displacement to the next along each axis, 1 where there is but one."""
         steps = [axis.unique().diff()[:1] for axis in self.displacements.T]

@@ -99,3 +99,14 @@ def test_the_roughness_is_added_to_the_loss():
     plain, rough = (NonLocalFeatureLoss(torch.nn.Identity(), weight)(pred, images) for weight in (0.0, 0.5))
 
     torch.testing.assert_close(rough - plain, 0.5 * pred.roughness())
+
+
+def test_in_float32_it_is_the_same_distribution():
+    pred = distribution()
+    half = pred._replace(probabilities=pred.probabilities.bfloat16())
+
+    again = half.float()
+
+    assert isinstance(again, KeypointDistribution)
+    assert {part.dtype for part in again} == {torch.float32}
+    torch.testing.assert_close(again.probabilities, half.probabilities.float())
