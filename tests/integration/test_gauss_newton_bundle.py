@@ -124,8 +124,8 @@ def test_one_command_trains_segmentation_by_folds_then_kernels_and_joins_their_w
     parts = {f"preparation.network.{name}": value for name, value in segmentation.items()} | kernels
     assert weights.keys() == parts.keys()
     assert all(torch.equal(weights[name], value) for name, value in parts.items())
-    # three slopes and the difference, two convolutions each
-    assert len(kernels) == 8
+    # three slopes and the difference, two convolutions each, and the smoothness
+    assert len(kernels) == 9
 
 
 def test_the_log_has_a_row_per_epoch_with_official_metrics(read_table, trained):
@@ -210,9 +210,7 @@ def test_predictions_of_another_network_train_the_kernels_alone(run, read_table,
     assert float(row["dice"]) > float(row["dice_before"]) + 5
 
 
-@pytest.mark.parametrize(
-    "configs", [("semantic.json",), ("semantic.json", "learned.json"), ("semantic.json", "learned.json", "finer.json")]
-)
+@pytest.mark.parametrize("configs", [("semantic.json",), ("semantic.json", "learned.json")])
 def test_trained_weights_register_the_validation_pair(run, read_table, dataset, trained, tmp_path, configs):
     run(
         *("inference.json", *configs, "evaluate.json"),
