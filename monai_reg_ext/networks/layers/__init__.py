@@ -27,6 +27,7 @@ from .invert_ddf import invert_ddf
 from .jacobian import jacobian_determinant
 from .keypoint_distribution import KeypointDistribution
 from .keypoint_search import graph_convex, keypoint_cost
+from .label_fusion import fuse_labels, local_agreement
 from .least_trimmed_squares import fit_linear, least_trimmed_squares
 from .linear_step import linear_step
 from .mask_channel import add_mask_channel
@@ -94,6 +95,7 @@ __all__ = [
     "fit_linear",
     "foerstner_distinctiveness",
     "foerstner_keypoints",
+    "fuse_labels",
     "gaussian_taps",
     "graph_convex",
     "graph_laplacian",
@@ -103,6 +105,7 @@ __all__ = [
     "keypoint_cost",
     "least_trimmed_squares",
     "linear_step",
+    "local_agreement",
     "make_inverse_consistent",
     "mean_field",
     "min_convolution",
