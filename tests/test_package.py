@@ -30,6 +30,7 @@ ROOMS = {
     "handlers": {"networks/layers", "metrics", "transforms", "data", "handlers"},
     "apps": APPS,
     "apps/commands": APPS,
+    "apps/label": APPS,
 }
 
 

@@ -28,6 +28,7 @@ from monai_reg_ext.apps.commands import (
     correspondences,
     evaluate,
     invert,
+    label_app,
     phantom,
     register,
     report,
@@ -38,7 +39,7 @@ from monai_reg_ext.data.error_line import error_line
 __all__ = ["main"]
 
 COMMANDS = {
-    command.__name__: command
+    command.__name__.replace("_", "-"): command
     for command in (
         register,
         apply,
@@ -50,6 +51,7 @@ COMMANDS = {
         batch,
         correspondences,
         bundles,
+        label_app,
         phantom,
     )
 }

@@ -12,6 +12,7 @@ from .convert import convert
 from .correspondences import correspondences
 from .evaluate import evaluate
 from .invert import invert
+from .label_app import label_app
 from .phantom import phantom
 from .register import register
 from .report import report
@@ -25,6 +26,7 @@ __all__ = [
     "correspondences",
     "evaluate",
     "invert",
+    "label_app",
     "phantom",
     "register",
     "report",

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from monai_reg_ext.apps.bundle_run import INPUT_IDS, PLACE_IDS
 from monai_reg_ext.apps.config_leaves import config_leaves
+from monai_reg_ext.apps.copy_bundle import copy_bundle
 from monai_reg_ext.apps.usage_error import UsageError
 from monai_reg_ext.data.bundle_dir import bundle_dir, bundle_names
 
@@ -20,7 +19,6 @@ __all__ = ["bundles"]
 
 OWN_CONFIGS = ("inference", "evaluate", "train", "metadata")
 WIDTH = 100
-RESULTS = ("eval", "__pycache__")  # what runs leave in a bundle's folder
 
 
 def bundles(action: str = "list", name: str | None = None, folder: str | None = None) -> None:
@@ -40,7 +38,8 @@ def bundles(action: str = "list", name: str | None = None, folder: str | None = 
     elif action == "describe" and len(given) == 1:
         print(_description(bundle_dir(given[0])))
     elif action == "copy" and len(given) == 2:
-        _copy(bundle_dir(given[0]), Path(given[1]).expanduser())
+        folder = copy_bundle(bundle_dir(given[0]), given[1])
+        print(f"{folder}: use it by --method {folder}")
     else:
         raise UsageError(f"{' '.join(['bundles', str(action), *given])}: it is list, describe NAME or copy NAME DIR.")
 
@@ -72,14 +71,3 @@ def _options(config: dict[str, Any]) -> list[str]:
     network = config_leaves({"network_def": top.get("network_def", {})})
     parts = {key: value for key, value in network.items() if not key.endswith("_target_")}
     return [f"--{key} {value}" for key, value in {**plain, **parts}.items() if not str(value).startswith("$")]
-
-
-def _copy(bundle: Path, folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already. Give a new folder for the copy.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished_") as unfinished:
-        copy = Path(unfinished) / folder.name
-        shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns(*RESULTS))
-        copy.replace(folder)
-    print(f"{folder}: use it by --method {folder}")
