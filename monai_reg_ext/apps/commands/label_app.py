@@ -17,9 +17,9 @@ def label_app(folder: str) -> None:
 
     monai-reg label-app DIR
 
-    DIR gets main.py, constraints.txt with the versions that MONAI Label works with, and README.md, which
-    says how to install and start it. MONAI Label needs an environment of its own. Bundles in DIR/model,
-    your own ones or those that the app trains, go before the package's.
+    DIR gets main.py, constraints.txt with the versions that MONAI Label works with, and README.md,
+    which says how to install and start it. MONAI Label needs an environment of its own. Bundles in
+    DIR/model, your own ones or those that the app trains, go before the package's.
 
     Example: monai-reg label-app label_app
     """

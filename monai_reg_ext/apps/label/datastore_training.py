@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ __all__ = ["train_on_subjects", "training_options", "write_training_task"]
 
 LOGGER = logging.getLogger(__name__)
 RESULTS = "training"  # in the app's folder
-EXTRA_OPTIONS = ("spacing", "initial", "semantic_options")
+EXPRESSIONS = ("tensorboard", "val_cases")  # what may be set though configs compute it
 
 
 def train_on_subjects(
@@ -71,10 +72,12 @@ def train_on_subjects(
 
 
 def training_options(bundle: AppBundle) -> dict[str, Any]:
-    """What of a training may be set by a request, with its values."""
-    config = bundle.config("train")
-    plain = {name: value for name, value in config.items() if isinstance(value, (bool, int, float))}
-    return plain | {name: config[name] for name in EXTRA_OPTIONS if name in config}
+    """What of a training may be set by a request, with its values: the plain ones of the config's top level."""
+    options = {}
+    for name, value in bundle.config("train").items():
+        with contextlib.suppress(ValueError):
+            options[name] = plain_value(name, value)
+    return options
 
 
 def write_training_task(subjects: Sequence[Mapping[str, str]], folder: Path) -> tuple[Path, list[int]]:
@@ -91,7 +94,7 @@ def write_training_task(subjects: Sequence[Mapping[str, str]], folder: Path) -> 
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source)
             entry[key] = str(link.relative_to(folder))
-        labels.update(int(value) for value in read_volume(subject["label"], "label").unique())
+        labels.update(int(value) for value in read_volume(Path(subject["label"]), subject["label"]).unique())
         entries.append(entry)
     names = {str(label): f"label {label}" for label in sorted(labels)}
     path = folder / "Datastore_dataset.json"
@@ -101,7 +104,7 @@ def write_training_task(subjects: Sequence[Mapping[str, str]], folder: Path) -> 
 
 
 def _overrides(bundle: AppBundle, options: Mapping[str, Any]) -> dict[str, Any]:
-    known = training_options(bundle)
+    known = {*training_options(bundle), *EXPRESSIONS}
     overrides = {name: plain_value(name, value) for name, value in options.items() if name in known}
     if options.get("device"):
         overrides["device"] = f"$torch.device({str(torch.device(options['device']))!r})"

@@ -53,7 +53,9 @@ class RegistrationInferTask(InferTask):
         return self.bundle.is_complete
 
     def get_path(self, validate: bool = True) -> str | None:
-        return str(self.bundle.weights) if self.is_valid() or not validate else None
+        """Weights that clients may fetch, replace and delete: the app's own ones, not those of the package."""
+        is_own = self.bundle.folder == self.bundle.own_folder
+        return str(self.bundle.weights) if is_own and (self.is_valid() or not validate) else None
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         device = name_to_device(request.get("device"))

@@ -51,8 +51,8 @@ class RegistrationService:
         begin = time.monotonic()
         if not self.bundle.is_complete:
             raise ValueError(
-                f"{self.bundle.name} has no weights yet, so it is not served. Train it, or put them at "
-                f"{self.bundle.weights}."
+                f"{self.bundle.name} has no weights yet, so it is not served. Train it, or put them into a copy of the "
+                f"bundle in the app's folder, as model/{self.bundle.name}/models/model.pt."
             )
         wanted = RegistrationRequest.parse(request, self.bundle)
         with ALONE:
