@@ -27,6 +27,7 @@ pytestmark = [
 
 SERVED = ("convex_adam", "fused_convex", "gauss_newton")
 KINDS = {"warped_label": (np.uint8, 3), "warped": (np.float32, 3), "ddf": (np.float32, 4), "field": (np.float32, 5)}
+SHORT = {"max_epochs": 1, "pairs_per_epoch": 1, "val_interval": 1, "tensorboard": False, "pictures": False}
 
 
 def _label_server():
@@ -183,3 +184,14 @@ def test_a_batch_goes_on_after_a_bad_image_and_tells_at_the_end(server, store):
     assert "1 of 4 images failed, the others are stored. case_0: " in state["details"][-1]
     stored = sorted(path.name for path in (store / "labels" / "fused").iterdir())
     assert stored == ["case_1.nii.gz", "case_4.nii.gz", "case_5.nii.gz"]
+
+
+def test_what_is_trained_on_the_datastore_is_served_from_then_on(server, read):
+    state = server.run_task("/train/pdd_net", "/train/", SHORT)
+
+    answer = server.infer("pdd_net", {"moving": "case_3"}, image="case_1", output="image")
+
+    assert state["status"] == "DONE"
+    assert "pdd_net" in server.get("/info/").json["models"]
+    assert answer.status == 200
+    assert read(answer.body).shape == (40, 34, 28)
