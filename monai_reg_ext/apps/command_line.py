@@ -32,6 +32,7 @@ from monai_reg_ext.apps.commands import (
     phantom,
     register,
     report,
+    zoo,
 )
 from monai_reg_ext.apps.usage_error import UsageError
 from monai_reg_ext.data.error_line import error_line
@@ -52,6 +53,7 @@ COMMANDS = {
         correspondences,
         bundles,
         label_app,
+        zoo,
         phantom,
     )
 }

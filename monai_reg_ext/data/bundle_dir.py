@@ -7,9 +7,10 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["bundle_dir", "bundle_names"]
+__all__ = ["RESULTS", "bundle_dir", "bundle_files", "bundle_names"]
 
 MARK = Path("configs") / "metadata.json"  # what makes a folder a bundle
+RESULTS = ("eval", "__pycache__")  # what runs leave in a bundle's folder
 
 
 def bundle_dir(name_or_path: str | Path) -> Path:
@@ -33,6 +34,14 @@ def bundle_dir(name_or_path: str | Path) -> Path:
 def bundle_names() -> list[str]:
     """Names of the bundles that come with the package."""
     return sorted({path.parents[1].name for root in _roots() for path in root.glob(f"*/{MARK}")})
+
+
+def bundle_files(bundle: Path) -> list[Path]:
+    """The files that make up a bundle, in order; not what runs have left in its folder, nor hidden ones."""
+    inside = (path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file())
+    return sorted(
+        bundle / path for path in inside if not any(part in RESULTS or part.startswith(".") for part in path.parts)
+    )
 
 
 def _roots() -> tuple[Path, ...]:

@@ -16,7 +16,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 import SimpleITK as sitk  # noqa: N813
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow
 
 from monai_reg_ext.data import phantom_pair, write_points
 
@@ -371,17 +371,3 @@ def test_every_property_that_monai_asks_for_is_there(workflow, configs, kind):
     checked.initialize()
 
     assert not checked.check_properties()
-
-
-def test_the_metadata_keep_the_schema(bundle, tmp_path):
-    schema = Path(__file__).with_name("metadata_schema.json")
-
-    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(schema))
-
-
-def test_the_network_takes_and_gives_what_the_metadata_say(bundle):
-    configs = bundle / "configs"
-
-    verify_net_in_out(
-        net_id="network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.json")
-    )

@@ -16,6 +16,7 @@ from .label_app import label_app
 from .phantom import phantom
 from .register import register
 from .report import report
+from .zoo import zoo
 
 __all__ = [
     "apply",
@@ -30,4 +31,5 @@ __all__ = [
     "phantom",
     "register",
     "report",
+    "zoo",
 ]
