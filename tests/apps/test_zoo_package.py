@@ -74,6 +74,8 @@ def test_monai_downloads_from_a_local_folder(bundle, tmp_path):
     download("my_method", url=package.as_uri(), bundle_dir=tmp_path / "here", progress=False)
 
     assert content(tmp_path / "here" / "my_method") == content(bundle)
+    downloaded = {path.name for path in (tmp_path / "here" / "my_method").iterdir()}
+    assert downloaded == {"LICENSE", "configs", "docs", "models"}
 
 
 def test_large_files_lie_beside_the_package_and_monai_fetches_them(bundle, served, tmp_path, monkeypatch):
