@@ -7,23 +7,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import IO, Any
 
 import torch
 
-from monai_reg_ext.apps.bundle_run import BundleRun
+from monai_reg_ext.apps.batch_cluster import cluster_rows
+from monai_reg_ext.apps.bundle_run import BundleRun, with_absolute_paths
 from monai_reg_ext.apps.run_folder import LOG, RunFolder
 from monai_reg_ext.handlers import RunRecorder
 
 __all__ = ["run_batch"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+TABLES = 1000  # so often the table of a long batch is written, and one of fewer pairs with every pair
 
 
 def run_batch(
@@ -33,19 +33,23 @@ def run_batch(
     lock: IO[bytes],
     workers: int = 1,
     tell: Callable[[str, dict[str, Any]], None] = lambda progress, row: None,
+    scheduler: str | None = None,
+    retries: int = 2,
 ) -> dict[str, Any]:
-    """Register the pairs that are not finished, in processes of their own; table and summary grow with every pair.
+    """Register the pairs that are not finished, in other processes; table and summary grow with the pairs.
 
-    A pair that fails, or whose process dies, leaves the others alone; it has no ``metrics.json`` and is tried again by
-    the next batch. When this process is killed, its workers end too.
+    A pair that fails, or over which processes die, leaves the others alone; it has no ``metrics.json`` and is tried
+    again by the next batch. When this process is killed, those that it has started end too.
 
     Args:
         run: how to register.
         pairs: with different names, in the order of the table.
         folder: whose settings are those of ``run``.
-        lock: open as long as someone works in the folder; the workers inherit it.
-        workers: how many processes; they share this one's number of threads.
+        lock: open as long as someone works in the folder; a single worker inherits it.
+        workers: how many processes; they share this one's number of threads. More than one are a Dask cluster.
         tell: called with ``"3/8"`` and the row after each pair.
+        scheduler: address of a Dask cluster that takes the place of processes on this computer.
+        retries: how often a pair is tried again when its process dies, on a cluster.
 
     Returns:
         Content of ``summary.json``, over all pairs.
@@ -55,14 +59,16 @@ def run_batch(
     todo = [pair for pair in pairs if pair["pair"] not in rows]
     folder.sweep(pair["pair"] for pair in todo)
     recorder = RunRecorder(folder.path, run.method)
-    summary = _write(recorder, rows, names)
-    job = {"run": run.arguments(), "output_dir": str(folder.path)}
-    with contextlib.closing(_answers(job, todo, folder, lock, min(workers, len(todo)))) as answers:
+    _write(recorder, rows, names)
+    seldom = 1 + len(names) // TABLES
+    with contextlib.closing(_answers(run, todo, folder, lock, workers, scheduler, retries)) as answers:
         for row in answers:
             rows[row["pair"]] = row
-            summary = _write(recorder, rows, names)
+            if len(rows) % seldom == 0:
+                _write(recorder, rows, names)
             tell(f"{len(rows)}/{len(names)}", row)
-    return summary
+    folder.sweep(pair["pair"] for pair in todo)
+    return _write(recorder, rows, names)
 
 
 def _write(recorder: RunRecorder, rows: Mapping[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -72,44 +78,42 @@ def _write(recorder: RunRecorder, rows: Mapping[str, dict[str, Any]], names: Seq
 
 
 def _answers(
-    job: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], folder: RunFolder, lock: IO[bytes], workers: int
+    run: BundleRun,
+    pairs: Sequence[Mapping[str, Any]],
+    folder: RunFolder,
+    lock: IO[bytes],
+    workers: int,
+    scheduler: str | None,
+    retries: int,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they come; a thread per process hands it the next pair."""
-    if not pairs:
-        return
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    crew = [_Worker(job, folder, lock, threads=max(1, torch.get_num_threads() // workers)) for _ in range(workers)]
-    for worker in crew:
-        idle.put(worker)
+    """Rows as they come."""
+    path, crew = folder.path.absolute(), min(workers, len(pairs))
+    job = {"run": run.arguments(), "output_dir": str(path)}
+    if not pairs or (scheduler is None and crew == 1):
+        return _rows_of_a_process(job, pairs, folder, lock)
+    threads = max(1, torch.get_num_threads() // crew)
+    pairs = [with_absolute_paths(pair) for pair in pairs]
+    return cluster_rows(job, pairs, crew, scheduler, retries, threads, path / LOG)
 
-    def register(pair: Mapping[str, Any]) -> dict[str, Any]:
-        worker = idle.get()
-        try:
-            return worker.register(pair)
-        finally:
-            idle.put(worker)
 
-    pool = ThreadPoolExecutor(workers)
+def _rows_of_a_process(
+    job: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], folder: RunFolder, lock: IO[bytes]
+) -> Iterator[dict[str, Any]]:
+    worker = _Worker(job, folder, lock)
     try:
-        for done in as_completed([pool.submit(register, pair) for pair in pairs]):
-            yield done.result()
+        for pair in pairs:
+            yield worker.register(pair)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in crew:
-            worker.kill()
-        pool.shutdown()
-        for worker in crew:
-            worker.close()
+        worker.close()
 
 
 class _Worker:
     """The parent's end of a process that registers pairs; it is started with the first pair, and again if it died."""
 
-    def __init__(self, job: Mapping[str, Any], folder: RunFolder, lock: IO[bytes], threads: int) -> None:
+    def __init__(self, job: Mapping[str, Any], folder: RunFolder, lock: IO[bytes]) -> None:
         self.job = job
         self.folder = folder
         self.lock = lock
-        self.threads = threads
         self.process: subprocess.Popen | None = None
 
     def register(self, pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,18 +127,14 @@ class _Worker:
             return json.loads(answer)
         return {"pair": pair["pair"], "error": f"the process {self._last_words()}; see {self.folder.path / LOG}."}
 
-    def kill(self) -> None:
+    def close(self) -> None:
         """End the process, whatever it does."""
         if self.process is not None:
             self.process.kill()
-
-    def close(self) -> None:
-        """Wait for the process to end."""
-        if self.process is not None:
             self._last_words()
 
     def _start(self) -> None:
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self.threads))}
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(torch.get_num_threads()))}
         with (self.folder.path / LOG).open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "monai_reg_ext.apps.batch_worker"],

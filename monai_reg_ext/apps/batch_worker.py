@@ -17,10 +17,14 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from monai_reg_ext.apps.bundle_run import BundleRun
+from monai_reg_ext.apps.run_folder import RunFolder
 from monai_reg_ext.data.error_line import error_line
+
+__all__ = ["main", "pair_row"]
 
 RECORDER = "monai_reg_ext.apps.pair_recorder.PairRecorder"
 
@@ -36,7 +40,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         job = requests.get()
         while True:
-            row = _row(job, requests.get())
+            row = pair_row(job, requests.get())
             print(json.dumps(row), file=answers, flush=True)
 
 
@@ -46,9 +50,19 @@ def _listen(requests: queue.SimpleQueue[Any]) -> None:
     os._exit(0)
 
 
-def _row(job: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
+def pair_row(job: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Register a pair and write its results, unless it is finished already: a worker may die before it could say so.
+
+    Args:
+        job: ``run``, arguments of :py:class:`~monai_reg_ext.apps.bundle_run.BundleRun`, and ``output_dir``.
+        pair: as for :py:meth:`monai_reg_ext.apps.bundle_run.BundleRun.run`.
+
+    Returns:
+        The pair's row; one with an ``error`` when it fails.
+    """
     try:
-        return BundleRun(**job["run"]).run([pair], job["output_dir"], RECORDER)[0]
+        finished = RunFolder(job["output_dir"]).finished(pair["pair"])
+        return finished or BundleRun(**job["run"]).run([pair], job["output_dir"], RECORDER)[0]
     except Exception as error:
         logging.getLogger(__name__).exception("pair %s", pair["pair"])
         return {"pair": pair["pair"], "error": error_line(error)}

@@ -17,7 +17,7 @@ from monai_reg_ext.apps.usage_error import UsageError
 from monai_reg_ext.data.bundle_dir import bundle_dir
 from monai_reg_ext.handlers import RunRecorder
 
-__all__ = ["INPUT_IDS", "BundleRun"]
+__all__ = ["INPUT_IDS", "BundleRun", "with_absolute_paths"]
 
 PAIR_IDS = tuple(f"{side}_{kind}" for kind in ("label", "mask", "points", "spacing") for side in ("fixed", "moving"))
 INPUT_IDS = (*PAIR_IDS, "points_space")
@@ -86,7 +86,7 @@ class BundleRun:
             "method": self.method,
             "package": monai_reg_ext.__version__,
             "config": ways,
-            "pairs": [_with_absolute_paths(pair) for pair in pairs],
+            "pairs": [with_absolute_paths(pair) for pair in pairs],
             "versions": versions_now(),
         }
 
@@ -158,7 +158,8 @@ def _check_ids(parser: ConfigParser, overrides: Mapping[str, Any]) -> None:
             raise UsageError(f"no option --{key}; the bundle has {', '.join(known)}.")
 
 
-def _with_absolute_paths(pair: Mapping[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair whose files are found from any folder."""
     others = ("pair", "points_space", "fixed_spacing", "moving_spacing")
     return {
         key: value if key in others else str(Path(value).expanduser().absolute()) for key, value in pair.items()

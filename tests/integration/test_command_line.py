@@ -150,6 +150,7 @@ def wait_for(folder: Path, pairs: int, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs the signals of POSIX")
 def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pair(scans, tmp_path):
+    pytest.importorskip("distributed")
     # a kernel just compiled differs in the last digits from the same one loaded, and refinement amplifies that
     assert start(scans / "pairs.csv", "--output", tmp_path / "compiled").wait(timeout=240) == 0
     assert start(scans / "pairs.csv", "--output", tmp_path / "calm", "--workers", 2).wait(timeout=240) == 0
@@ -232,14 +233,32 @@ def test_a_worker_that_dies_fails_its_pair_only_and_failed_pairs_are_tried_again
     assert (out / "report.html").exists()
 
 
-def worker_of(parent: int) -> int | None:
-    """The process that a process has started."""
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the workers in /proc")
+def test_a_cluster_whose_worker_is_killed_finishes_every_pair(scans, tmp_path):
+    pytest.importorskip("distributed")
+    out = tmp_path / "out"
+
+    batch = start(scans / "pairs.csv", "--output", out, "--workers", 2)
+    wait_for(out, 1, batch)
+    os.kill(worker_of(batch.pid, "spawn_main"), signal.SIGKILL)
+
+    assert batch.wait(timeout=240) == 0
+    assert [row["pair"] for row in read_table(out / "metrics.csv")] == [f"p{seed}" for seed in range(8)]
+    assert {row["error"] for row in read_table(out / "metrics.csv")} == {""}
+    assert list(out.rglob(".unfinished*")) == []
+    assert (out / "report.html").exists()
+
+
+def worker_of(parent: int, word: str = "") -> int | None:
+    """A process that a process has started, with a word in its command."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
+            command = status.with_name("cmdline").read_text()
         except OSError:  # it has just ended
             continue
-        if int(fields[1]) == parent:
+        if int(fields[1]) == parent and word in command:
             return int(status.parent.name)
     return None
 

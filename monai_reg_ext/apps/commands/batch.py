@@ -8,6 +8,7 @@ import collections
 from pathlib import Path
 from typing import Any
 
+from monai_reg_ext.apps.batch_cluster import check_cluster_installed
 from monai_reg_ext.apps.batch_run import run_batch
 from monai_reg_ext.apps.bundle_run import BundleRun
 from monai_reg_ext.apps.figures import figures_block, figures_line
@@ -29,6 +30,8 @@ def batch(
     method: str = "convex_adam",
     settings: Any = None,
     workers: int = 1,
+    scheduler: str | None = None,
+    retries: int = 2,
     split: str = "registration_val",
     limit: int | None = None,
     image_from: str = "image",
@@ -44,7 +47,10 @@ def batch(
     moving_points points_space pair; paths in it start at its folder.
 
       --output DIR          where results go, by default output/
-      --workers N           so many processes, which share the processor's cores; by default 1
+      --workers N           so many processes, which share the processor's cores; by default 1.
+                            More than one are a Dask cluster (pip install 'monai-reg-ext[cluster]')
+      --scheduler ADDRESS   a Dask cluster that runs, e.g. tcp://host:8786; it must see the files
+      --retries N           try a pair again whose process on a cluster died; by default 2 times
       --split, --limit      of a Learn2Reg task: registration_val, ...; at most so many pairs
       --image_from label    register the label maps of a Learn2Reg task in place of its images
       --method, --settings, --initial, --device, --ID VALUE    as for register
@@ -61,6 +67,10 @@ def batch(
         raise UsageError(f"no option --{next(iter(inputs))}: in a batch, labels, masks and points stand in the table.")
     if not isinstance(workers, int) or workers < 1:
         raise UsageError(f"--workers needs a number of at least 1, got {workers!r}.")
+    if not isinstance(retries, int) or retries < 0:
+        raise UsageError(f"--retries needs a number of at least 0, got {retries!r}.")
+    if scheduler is not None or workers > 1:
+        check_cluster_installed("--scheduler" if workers == 1 else "--workers")
     seed = overrides.get("seed", 0)
     todo = [{**pair, **corrections} for pair in _pairs(str(pairs), split, limit, image_from, seed)]
     run = BundleRun(method, file_list(settings), overrides, evaluate=any(map(is_measurable, todo)))
@@ -70,7 +80,7 @@ def batch(
             finished = sum(folder.finished(pair["pair"]) is not None for pair in todo)
             print(f"{finished} of {len(todo)} pairs are finished already.")
         folder.write_settings(description)
-        summary = run_batch(run, todo, folder, lock, workers, _tell)
+        summary = run_batch(run, todo, folder, lock, workers, _tell, scheduler, retries)
     report = write_html_report(folder.path)
     print(f"{summary['pairs']} pairs, {summary['failed']} failed; means:\n{figures_block(summary)}")
     print(f"results in {folder.path}, report in {report}")
