@@ -132,7 +132,7 @@ def test_the_log_has_a_row_per_epoch_with_official_metrics(read_table, trained):
     rows = read_table(trained / "training.csv")
 
     assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-4, 1.8e-4])
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-3, 8e-4])
     summary = json.loads((trained / "training.json").read_text())
     assert summary["best"]["smooth_dice"] == max(float(row["smooth_dice"]) for row in rows)
     assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
@@ -154,11 +154,11 @@ def test_a_training_goes_on_where_it_stopped_with_one_more_step_per_epoch(run, r
     assert rows[:2] == read_table(trained / "training.csv")
 
 
-def test_every_kernel_is_trained(trained):
+def test_every_kernel_and_the_smoothness_are_trained(trained):
     checkpoint = torch.load(next((trained / "checkpoints").iterdir()), weights_only=False)
 
     moments = checkpoint["optimizer"]["state"]
-    assert len(moments) == 8
+    assert len(moments) == 9
     assert all(moment["exp_avg_sq"].min() > 0 for moment in moments.values())
 
 
@@ -256,7 +256,7 @@ def test_two_processes_train_together_and_one_of_them_writes(train_on_two_proces
     # each process takes half of the pairs of an epoch
     checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=1.pt", weights_only=False)
     assert checkpoint["trainer"]["iteration"] == 1
-    assert len(torch.load(tmp_path / "model.pt", weights_only=True)) == 8
+    assert len(torch.load(tmp_path / "model.pt", weights_only=True)) == 9
     assert json.loads((tmp_path / "training.json").read_text())["processes"] == 2
 
 

@@ -13,7 +13,7 @@ from monai_reg_ext.apps.bundle_run import INPUT_IDS, PLACE_IDS
 from monai_reg_ext.apps.config_leaves import config_leaves
 from monai_reg_ext.apps.copy_bundle import copy_bundle
 from monai_reg_ext.apps.usage_error import UsageError
-from monai_reg_ext.data.bundle_dir import RESULTS, bundle_dir, bundle_names
+from monai_reg_ext.data.bundle_dir import bundle_dir, bundle_names
 
 __all__ = ["bundles"]
 
