@@ -267,11 +267,12 @@ def test_configs_have_the_properties_that_monai_asks_for(workflow, on_labels):
         assert running.check_properties() == []
 
 
-def test_shipped_weights_are_small_and_fit_the_segmentation_network(workflow, bundle):
+def test_shipped_weights_are_small_and_fit_the_segmentation_network_and_the_learned_kernels(workflow, bundle):
     path = bundle / "models" / "model.pt"
     assert path.stat().st_size < 25e6
 
-    network = content(workflow("inference.json", "semantic.json"), "network")
+    network = content(workflow("inference.json", "semantic.json", "learned.json"), "network")
 
     weights = torch.load(path, weights_only=True)
+    assert weights.keys() == network.state_dict().keys()
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
