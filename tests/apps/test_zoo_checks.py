@@ -30,7 +30,7 @@ def change(bundle: Path, **changes) -> None:
 
 
 def test_a_sound_bundle_has_no_problems_and_what_runs_left_there_is_none(bundle):
-    (bundle / "eval").mkdir()
+    (bundle / "eval").mkdir(exist_ok=True)
     (bundle / "eval" / "settings.json").write_text('{"output": "/home/someone"}')
 
     assert zoo_problems(bundle) == []

@@ -31,7 +31,7 @@ from monai_reg_ext.apps.zoo_package import pack_bundle
 def bundle(bundles_dir, tmp_path) -> Path:
     """A copy of a bundle, in which a run has left something, beside a folder for packages."""
     copy = Path(shutil.copytree(bundles_dir / "convex_adam", tmp_path / "bundles" / "my_method"))
-    (copy / "eval").mkdir()
+    (copy / "eval").mkdir(exist_ok=True)
     (copy / "eval" / "metrics.csv").write_text("pair")
     (copy / ".hidden").write_text("mine")
     return copy
