@@ -11,8 +11,9 @@ takes one coronal slice of every label map of AbdomenCTCT, seven organs on pixel
 prints the mean Dice over all ordered pairs of the patients of validation. Features are signed root distance maps with
 noise of standard deviation 1. The training is the reference's: an affine map shared by both images, five iterations at
 first and ten after 100 steps, class-weighted squared errors of warped labels, AdamW whose rate falls by 1 % a step.
-Other than there, classes are weighted by their pixels in the training slices, those that one of both slices lacks do
-not count, and the gradient's norm is limited.
+Other than there, kernels see nothing in constants, the weights of the smoothness are learned too, at a rate of their
+own, classes are weighted by their pixels in the training slices, those that one of both slices lacks do not count, and
+the gradient's norm is limited.
 
 - **conventional**: ``GaussNewtonEstimator``, coupled, weights 150 to 70; **diagonal**: as the reference has it.
 - **conventional, best weights**: the same with the weights that were best on pairs of training patients.
