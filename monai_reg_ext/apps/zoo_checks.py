@@ -41,7 +41,7 @@ HEADINGS = (
 # parts of folder names from which MONAI Label guesses another task than registration
 OTHER_TASKS = ("deepedit", "deepgrow", "detection", "classification", "segmentation")
 TEXTS = {".json", ".md", ".txt", ".conf", ".yml", ".yaml"}
-PERSONAL = re.compile(r"/home/\w+|/Users/\w+|/root/|[A-Z]:\\\\?Users", re.IGNORECASE)
+PERSONAL = re.compile(r"/(?:(?:home|users)/\w+|root/)|[A-Z]:\\\\?Users", re.IGNORECASE)
 PINS = ("monai_version", "pytorch_version", "numpy_version")
 
 
