@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from monai_reg_ext.networks.kernels.runtime import compiled_twin
+
 __all__ = ["identity_grid", "sample", "warp"]
 
 
@@ -59,15 +61,22 @@ def sample(
     if mode == "nearest":
         return _nearest(image, coordinates, padding)
 
-    normalized: list[torch.Tensor] = []
-    for axis in range(axes - 1, -1, -1):
-        normalized.append((2.0 * coordinates[:, axis] + 1.0) / image.shape[2 + axis] - 1.0)
-    values = F.grid_sample(
-        image.to(torch.float32), torch.stack(normalized, -1), mode="bilinear", padding_mode=padding, align_corners=False
-    )
+    values = _linear(image.to(torch.float32), coordinates, padding)
     if not image.is_floating_point():
         values = values.round()
     return values.to(image.dtype)
+
+
+def _linear(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
+    axes = image.dim() - 2
+    if not torch.jit.is_scripting():
+        twin = compiled_twin("sample", image, coordinates) if axes == 3 and padding == "border" else None
+        if twin is not None and image.numel() and len(image) == len(coordinates):
+            return twin.sample(image, coordinates)
+    normalized: list[torch.Tensor] = []
+    for axis in range(axes - 1, -1, -1):
+        normalized.append((2.0 * coordinates[:, axis] + 1.0) / image.shape[2 + axis] - 1.0)
+    return F.grid_sample(image, torch.stack(normalized, -1), mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 def _nearest(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:

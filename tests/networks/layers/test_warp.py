@@ -141,12 +141,34 @@ def test_fields_and_coordinates_of_any_precision_are_followed_in_float32(dtype):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding", ["border", "zeros"])
-def test_the_scripted_warp_is_the_warp(size, mode, padding):
+def test_the_scripted_warp_is_the_warp(size, mode, padding, plain):
     image, ddf = torch.randn(2, 2, *size), 2 * torch.randn(2, len(size), *size)
 
     scripted = torch.jit.script(warp)(image, ddf, mode, padding)
 
-    torch.testing.assert_close(scripted, warp(image, ddf, mode, padding), rtol=0, atol=0)
+    torch.testing.assert_close(scripted, plain(lambda: warp(image, ddf, mode, padding)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(7, 5, 9), (1, 4, 6), (3, 1, 1)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_compiled_values_are_the_plain_ones(size, threads, compiled, plain):
+    image, coordinates = torch.randn(2, 3, *size), coordinates_in_and_around(size, (4, 8, 3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    values = compiled(lambda: sample(image, coordinates))
+
+    torch.set_num_threads(before)
+    torch.testing.assert_close(values, plain(lambda: sample(image, coordinates)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_coordinates_that_are_no_place_do_not_leave_the_image(wrong, compiled):
+    image = torch.rand(1, 2, 4, 5, 6)
+
+    values = compiled(lambda: sample(image, torch.full((1, 3, 2, 2, 2), wrong)))
+
+    assert not ((values < 0) | (values > 1)).any()
 
 
 def test_the_gradient_along_a_ramp_is_its_slope():
