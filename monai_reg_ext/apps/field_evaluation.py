@@ -41,7 +41,7 @@ def load_for_evaluation(files: Mapping[str, Any], grid: MetaTensor) -> dict[str,
             if key in pair:
                 check_same_grid(key, pair[key], pair[side], side)
         if f"{side}_points" in pair and (side == "fixed" or known[side] is not None):
-            check_points(f"{side}_points", pair[f"{side}_points"], pair[side])
+            check_points(f"{side}_points", pair[f"{side}_points"], pair[side], pair.get(f"{side}_mask"))
     check_correspondence(pair)
     return pair
 

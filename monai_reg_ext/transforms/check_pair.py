@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from monai_reg_ext.transforms.conventions import mm_to_voxel, voxel_spacing, vox
 
 __all__ = ["CheckPairD", "CheckPairDict", "CheckPaird"]
 
+LOGGER = logging.getLogger(__name__)
+
 SIDES = ("fixed", "moving")
 
 
@@ -23,7 +26,8 @@ class CheckPaird(Transform):
     """Refuse a loaded pair that cannot be registered, before any work is done; the item passes unchanged.
 
     Checked are: affine (finite, voxel size above zero, invertible), image (finite, not constant), label map and mask
-    (on the grid of their image), mask (not empty), points (shape, finite, inside their image, as many fixed as moving).
+    (on the grid of their image), mask (not empty), points (shape, finite, inside their image, at least half of them in
+    its mask, as many fixed as moving). Fewer points outside a mask are a warning: some landmarks lie on its edge.
 
     Raises:
         ValueError: one line with the key, the file, what is wrong and what to do.
@@ -42,7 +46,7 @@ class CheckPaird(Transform):
                 where = _where(f"{side}_mask", out[f"{side}_mask"])
                 raise ValueError(f"{where}: the mask is empty. Give one with voxels above 0, or none.")
             if f"{side}_points" in out:
-                check_points(f"{side}_points", out[f"{side}_points"], image)
+                check_points(f"{side}_points", out[f"{side}_points"], image, out.get(f"{side}_mask"))
         check_correspondence(out)
         return out
 
@@ -86,8 +90,18 @@ def check_same_grid(where: str, volume: MetaTensor, image: MetaTensor, side: str
         )
 
 
-def check_points(key: str, points: torch.Tensor, image: MetaTensor) -> None:
-    """Refuse points that are not ``(N, 3)``, not finite, or outside the volume of their image."""
+def check_points(key: str, points: torch.Tensor, image: MetaTensor, mask: MetaTensor | None = None) -> None:
+    """Refuse points that are not ``(N, 3)``, not finite, outside the volume of their image, or most outside its mask.
+
+    Args:
+        key: their name in messages.
+        points: ``(N, 3)`` mm RAS.
+        image: ``(C, I, J, K)`` with its affine.
+        mask: ``(1, I, J, K)`` on the grid of the image. A few points outside are a warning.
+
+    Raises:
+        ValueError: one line with the key, what is wrong and what to do.
+    """
     if points.ndim != 2 or points.shape[1] != 3 or points.shape[0] == 0:
         raise ValueError(f"{key}: needs points of shape (N, 3) in mm RAS, got {tuple(points.shape)}.")
     if not torch.isfinite(points).all():
@@ -98,6 +112,21 @@ def check_points(key: str, points: torch.Tensor, image: MetaTensor) -> None:
             f"{key}: {outside} of {len(points)} points lie outside their image. Is their space right (voxel, ras or "
             "lps) and the voxel size in the image's header?"
         )
+    unmasked = 0 if mask is None else int((~_are_in_mask(points, mask)).sum())
+    if 2 * unmasked > len(points):
+        raise ValueError(
+            f"{key}: {unmasked} of {len(points)} points lie outside the mask of their image. Do mask and points "
+            "belong to it, and is the points' space right (voxel, ras or lps)?"
+        )
+    if unmasked:
+        LOGGER.warning("%s: %d of %d points lie outside the mask of their image.", key, unmasked, len(points))
+
+
+def _are_in_mask(points_mm: torch.Tensor, mask: MetaTensor) -> torch.Tensor:
+    """Which points lie in a voxel of the mask, ``(N,)`` bool."""
+    voxel = mm_to_voxel(points_mm, mask.affine).round().long().to(mask.device)
+    last = torch.tensor(mask.shape[1:], device=mask.device) - 1
+    return mask.as_tensor()[(0, *voxel.clamp(min=torch.zeros_like(last), max=last).unbind(1))] > 0
 
 
 def points_outside(points_mm: torch.Tensor, image: MetaTensor) -> int:

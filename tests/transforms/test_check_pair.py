@@ -124,6 +124,31 @@ def test_points_outside_their_image_are_counted(pair, moving_affine):
     assert message.startswith("moving_points: 2 of 4 points")
 
 
+def test_most_points_outside_the_mask_are_refused(pair, moving_affine, moving_size):
+    mask = torch.zeros(1, *moving_size)
+    mask[:, 4:8, 5:9, 6:10] = 2
+    inside, outside = [4.4, 5.0, 9.4], [8.6, 5.0, 9.4]
+    voxel = torch.tensor([inside, outside, outside])
+
+    message = refusal(
+        pair,
+        moving_mask=MetaTensor(mask, affine=moving_affine),
+        moving_points=voxel_to_mm(voxel, moving_affine),
+        fixed_points=pair["fixed_points"][[0, 0, 1]],
+    )
+
+    assert message.startswith("moving_points: 2 of 3 points lie outside the mask")
+
+
+def test_a_few_points_outside_the_mask_are_warned_of(pair, moving_affine, moving_size, caplog):
+    mask = torch.ones(1, *moving_size)
+    mask[:, :2] = 0
+
+    CheckPaird()({**pair, "moving_mask": MetaTensor(mask, affine=moving_affine)})
+
+    assert "moving_points: 1 of 2 points lie outside the mask" in caplog.text
+
+
 def test_different_numbers_of_points_are_refused(pair):
     message = refusal(pair, fixed_points=pair["fixed_points"][:1])
 
