@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from .autocast_inferer import AutocastInferer
+from .clip_gradients import clip_gradients
 from .prepare_keypoint_batch import prepare_keypoint_batch
 from .prepare_pair_batch import prepare_pair_batch
 from .record_failures import record_failures
 
-__all__ = ["AutocastInferer", "prepare_keypoint_batch", "prepare_pair_batch", "record_failures"]
+__all__ = ["AutocastInferer", "clip_gradients", "prepare_keypoint_batch", "prepare_pair_batch", "record_failures"]

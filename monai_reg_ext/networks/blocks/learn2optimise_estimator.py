@@ -52,6 +52,8 @@ class Learn2OptimiseEstimator(nn.Module):
         differentiable: gradients also go through the costs, to displacements and features. By default costs are
             observed: features in front are not trained.
         training_iterations: how often the network is applied in training mode; by default as often as else.
+        truncation: gradients go back through so many iterations at a time; by default through all, as the reference,
+            where they may grow a hundredfold from one iteration to the one before.
         mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
             features' squared difference.
         compat: the reference's: ``"absolute"``, halves of the grid (between the centres of the outermost cells) for
@@ -64,7 +66,7 @@ class Learn2OptimiseEstimator(nn.Module):
           less than half of the fixed one cost nothing.
 
     Raises:
-        ValueError: for an unknown update, features that are not on one grid, or a grid that is too small.
+        ValueError: for an unknown update, a truncation below 1, features that are not on one grid, a grid too small.
 
     Source: "Learning iterative optimisation for deformable image registration with recurrent convolutional networks"
     (Learn2Optimise), section 2.
@@ -82,12 +84,15 @@ class Learn2OptimiseEstimator(nn.Module):
         smooth_widths: Sequence[int] = (3, 3),
         differentiable: bool = False,
         training_iterations: int | None = None,
+        truncation: int | None = None,
         mask_penalty: float = 4.0,
         compat: bool = False,
     ) -> None:
         super().__init__()
         if update not in UPDATES:
             raise ValueError(f"update must be one of {UPDATES}, got {update!r}.")
+        if truncation is not None and truncation < 1:
+            raise ValueError(f"truncation must be 1 iteration or more, or None, got {truncation}.")
         self.grid_spacing = ensure_tuple_rep(grid_spacing, 3)
         self.iterations = iterations
         self.offset = ensure_tuple_rep(offset, 3)
@@ -98,6 +103,7 @@ class Learn2OptimiseEstimator(nn.Module):
         self.smooth_widths = tuple(smooth_widths)
         self.differentiable = differentiable
         self.training_iterations = training_iterations
+        self.truncation = truncation
         self.mask_penalty = mask_penalty
         self.compat = compat
         self.network = self._network()
@@ -149,7 +155,9 @@ class Learn2OptimiseEstimator(nn.Module):
         start = change if coarse_ddf is None else coarse_ddf.to(dtype)
         hidden = change.new_zeros((len(fixed), self.hidden, *size))
         yield start
-        for _ in range(self._taken()):
+        for number in range(self._taken()):
+            if self.truncation is not None and number % self.truncation == 0:
+                change, hidden = change.detach(), hidden.detach()
             state = *sides, weight, start, change, hidden
             change, hidden = (
                 checkpoint(self._iterate, *state, use_reentrant=False, preserve_rng_state=False)

@@ -180,6 +180,33 @@ def test_fields_and_gradients_are_those_of_the_slow_form(monkeypatch, smooth_fie
     assert all((gradient is not None) == differentiable for gradient in to_features)
 
 
+def test_truncated_gradients_are_those_of_iterations_that_start_anew(smooth_field):
+    estimator = lively(truncation=2)
+    given = features(), features(seed=1), smooth_field(SIZE, 1.5)
+    weights = list(estimator.parameters())
+
+    _, first, second, third = estimator.fields(*given)
+    found = [torch.autograd.grad(field.square().mean(), weights, retain_graph=True) for field in (second, third)]
+    estimator.truncation = None
+    wanted = []
+    for anew, last in ((0, 2), (2, 3)):
+        state = given[2], torch.zeros(1, 3, *SIZE), torch.zeros(1, 10, *SIZE)
+        for number in range(last):
+            if number == anew:
+                state = state[0], state[1].detach(), state[2].detach()
+            state = given[2], *estimator._iterate(*given[:2], 1 / given[0].shape[1], *state)
+        wanted.append(torch.autograd.grad((state[0] + state[1]).square().mean(), weights))
+
+    assert first.requires_grad
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_truncation_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="truncation must be 1 iteration or more, or None, got 0"):
+        Learn2OptimiseEstimator(truncation=0)
+
+
 def test_the_first_weights_learn_from_every_iteration():
     estimator = lively()
     first = estimator.network.encoder[0][0].conv.weight
