@@ -84,6 +84,15 @@ def test_a_training_goes_on_where_it_stopped(run, read_table, options, trained, 
     assert rows[:2] == read_table(trained / "training.csv")
 
 
+def test_a_training_can_begin_with_given_weights(run, options, trained, tmp_path):
+    begin = {**options, "epochs": 1, "learning_rate": 0.0, "pretrained": str(trained / "model.pt"), "seed": 7}
+
+    run("train.json", kind="train", **begin, output_dir=str(tmp_path))
+
+    given, kept = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+    assert all(torch.equal(kept[name], given[name]) for name in given)
+
+
 def test_every_kernel_is_trained(trained):
     checkpoint = torch.load(next((trained / "checkpoints").iterdir()), weights_only=False)
 
