@@ -23,5 +23,5 @@ def require_packages(extra: str = "train", **wanted: bool) -> None:
     if missing:
         raise SystemExit(
             f"error: {' and '.join(missing)} is asked for but not installed. Install it, pip install "
-            f"'monai-reg-ext[{extra}]', or switch it off: --{missing[0]} False."
+            f"'monai-reg-ext[{extra}]', or leave out the option that asks for it."
         )

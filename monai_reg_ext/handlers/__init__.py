@@ -14,6 +14,7 @@ from .report_handler import ReportHandler
 from .report_png import report_png
 from .run_recorder import RunRecorder
 from .sdlogj_handler import SDlogJHandler
+from .share_mlflow_run import share_mlflow_run
 from .training_log import TrainingLog
 from .tre_handler import TREHandler
 from .validation_picture import ValidationPicture
@@ -32,4 +33,5 @@ __all__ = [
     "ValidationPicture",
     "report_figure",
     "report_png",
+    "share_mlflow_run",
 ]

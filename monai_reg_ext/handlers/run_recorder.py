@@ -58,6 +58,11 @@ class RunRecorder:
         engine.add_event_handler(Events.COMPLETED, self.finish_run)
 
     @property
+    def files(self) -> tuple[Path, Path]:
+        """The table and the summary."""
+        return self.output_dir / "metrics.csv", self.output_dir / "summary.json"
+
+    @property
     def failed(self) -> list[dict[str, Any]]:
         """Rows of the pairs that failed."""
         return [row for row in self.rows if row["error"]]

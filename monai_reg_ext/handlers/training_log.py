@@ -61,6 +61,11 @@ class TrainingLog:
         self._validation: dict[str, float] = {}
         self._started = self._learning_rate = math.nan
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The table and the summary."""
+        return self.output_dir / "training.csv", self.output_dir / "training.json"
+
     def attach(self, engine: Engine) -> None:
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._keep_validation)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -163,3 +164,15 @@ def read_table() -> Callable[[Path], list[dict[str, str]]]:
             return list(csv.DictReader(file))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def mlflow_metric() -> Callable[..., list[float]]:
+    """``mlflow_metric(training, name, run=training)``: the values of a metric in the order of the steps."""
+    query = "SELECT value FROM runs JOIN metrics USING (run_uuid) WHERE name = ? AND key = ? ORDER BY step"
+
+    def values(training: Path, name: str, run: Path | None = None) -> list[float]:
+        with sqlite3.connect(training / "mlruns.db") as database:
+            return [value for (value,) in database.execute(query, (str(run or training), name))]
+
+    return values

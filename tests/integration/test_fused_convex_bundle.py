@@ -35,6 +35,7 @@ TRAINING = {
     "network_def#estimator#half_width": 2,
 }
 MLFLOW = find_spec("mlflow") is not None
+TRACKING = "mlflow" if MLFLOW else None
 METRICS = ["smooth_dice", "dice", "hd95", "sdlogj", "folding_percent"]
 
 
@@ -47,7 +48,7 @@ def bundle(bundles_dir) -> Path:
 def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
-    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "tracking": TRACKING}
     run("train.json", kind="train", **options)
     return output
 
@@ -184,20 +185,19 @@ def test_tensorboard_shows_losses_learning_rate_metrics_and_the_pair(column, tra
 
 
 @pytest.mark.skipif(not MLFLOW, reason="mlflow is not installed")
-def test_mlflow_keeps_a_run_per_training_with_metrics_log_and_pictures(column, trained):
+def test_mlflow_keeps_a_run_per_training_with_metrics_log_and_pictures(mlflow_metric, column, trained):
     with sqlite3.connect(trained / "mlruns.db") as database:
         runs = dict(database.execute("SELECT name, artifact_uri FROM runs WHERE status = 'FINISHED'"))
-        query = "SELECT value FROM runs JOIN metrics USING (run_uuid) WHERE name = ? AND key = ? ORDER BY step"
-
-        def logged(folder: Path, name: str) -> list[float]:
-            return [value for (value,) in database.execute(query, (str(folder), name))]
-
-        folds = [trained / "semantic" / name for name in ("fold0", "fold1")]
-        assert set(runs) == {str(folder) for folder in (trained, *folds, trained / "semantic" / "all")}
-        assert all(logged(trained, name) == column(trained, name) for name in ("loss", *METRICS))
-        assert all(logged(fold, name) == column(fold, name) for fold in folds for name in ("loss", "dice"))
+    folds = [trained / "semantic" / name for name in ("fold0", "fold1")]
+    assert set(runs) == {str(folder) for folder in (trained, *folds, trained / "semantic" / "all")}
+    assert all(mlflow_metric(trained, name) == column(trained, name) for name in ("loss", *METRICS))
+    assert all(mlflow_metric(trained, name, fold) == column(fold, name) for fold in folds for name in ("loss", "dice"))
+    losses = mlflow_metric(trained, "train_loss")  # of every step, once
+    assert column(trained, "loss") == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert mlflow_metric(trained, "lr_group_0") == pytest.approx([0.01, 0.01, 0.005, 0.005])
     artifacts = Path(runs[str(trained)].removeprefix("file://"))
-    assert (artifacts / "training.csv").read_text() == (trained / "training.csv").read_text()
+    for name in ("training.csv", "training.json"):
+        assert (artifacts / name).read_text() == (trained / name).read_text()
     assert sorted(path.name for path in (artifacts / "pictures").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
 
 
@@ -233,7 +233,7 @@ def test_predictions_of_another_network_train_the_fusion_alone(run, dataset, tmp
 
 
 def test_two_processes_train_together_and_one_of_them_writes(train_on_two_processes, dataset, tmp_path):
-    train_on_two_processes(**TRAINING, mlflow=MLFLOW, dataset_dir=dataset, output_dir=tmp_path)
+    train_on_two_processes(**TRAINING, tracking=TRACKING, dataset_dir=dataset, output_dir=tmp_path)
 
     # each process takes half of the pairs of an epoch
     checkpoint = torch.load(tmp_path / "checkpoints" / "checkpoint_epoch=2.pt", weights_only=False)

@@ -36,7 +36,6 @@ TRAINING = {
 }
 SMALL = {"segmentation_def#filters": [4, 6, 8, 8]}
 METRICS = ["smooth_dice", "dice", "hd95", "sdlogj", "folding_percent"]
-MLFLOW = find_spec("mlflow") is not None
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def bundle(bundles_dir) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(run, dataset, tmp_path_factory) -> Path:
-    """Output of one whole training, tracked by all that is installed."""
+    """Output of one whole training."""
     output = tmp_path_factory.mktemp("training")
-    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "mlflow": MLFLOW}
+    options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output)}
     run("train.json", kind="train", **options)
     return output
 
@@ -137,7 +136,6 @@ def test_the_log_has_a_row_per_epoch_with_official_metrics(read_table, trained):
     assert summary["best"]["smooth_dice"] == max(float(row["smooth_dice"]) for row in rows)
     assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
     assert (trained / "tensorboard").exists() == (find_spec("tensorboard") is not None)
-    assert (trained / "mlruns.db").exists() == MLFLOW
 
 
 def test_a_training_goes_on_where_it_stopped_with_one_more_step_per_epoch(run, read_table, dataset, trained, tmp_path):
