@@ -7,7 +7,7 @@ from .html_report import write_html_report
 from .latest_checkpoint import latest_checkpoint
 from .load_weights import load_weights, save_weights
 from .require_packages import require_packages
-from .run_inputs import pairs_or_exit, prepare_output, run_or_exit
+from .run_inputs import pairs_of_process, pairs_or_exit, prepare_output, run_or_exit
 from .self_configuration import SelfConfiguration
 from .train_folds import train_folds
 from .training_subjects import training_labels, training_subjects, with_predictions
@@ -20,6 +20,7 @@ __all__ = [
     "breathing_scans",
     "latest_checkpoint",
     "load_weights",
+    "pairs_of_process",
     "pairs_or_exit",
     "prepare_output",
     "require_packages",

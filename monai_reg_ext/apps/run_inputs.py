@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+
 from monai_reg_ext.data import pair_list, whole_file
 from monai_reg_ext.data.error_line import error_line
 
-__all__ = ["pairs_or_exit", "prepare_output", "run_or_exit"]
+__all__ = ["pairs_of_process", "pairs_or_exit", "prepare_output", "run_or_exit"]
 
 
 def pairs_or_exit(
@@ -33,6 +35,21 @@ def pairs_or_exit(
         return [{**pair, **given} for pair in pair_list(**inputs)]
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def pairs_of_process(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What this one of several processes registers: the processes take turns.
+
+    Args:
+        pairs: all of a run, in the same order in every process.
+
+    Raises:
+        SystemExit: when there are fewer pairs than processes; one without a pair could not join in the metrics.
+    """
+    processes = idist.get_world_size()
+    if len(pairs) < processes:
+        raise SystemExit(f"error: {processes} processes share {len(pairs)} pairs. Start so many processes at most.")
+    return list(pairs[idist.get_rank() :: processes])
 
 
 def prepare_output(output_dir: str | Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
@@ -39,6 +41,9 @@ class RunRecorder:
     values that are none of ours have columns too, but stay out of the summary.
     ``seconds`` is the network's time for a pair, without reading and writing files.
 
+    Of several processes that take turns with the pairs, the first one writes: its own rows as they come, and at the end
+    those of all, in the order of the pairs.
+
     Args:
         output_dir: folder of the run; made if need be.
         method: name of the method, for the summary.
@@ -63,13 +68,17 @@ class RunRecorder:
         return self.output_dir / "metrics.csv", self.output_dir / "summary.json"
 
     @property
+    def _writes(self) -> bool:
+        return idist.get_rank() == 0
+
+    @property
     def failed(self) -> list[dict[str, Any]]:
-        """Rows of the pairs that failed."""
+        """Rows of the pairs that failed; in the end those of all processes."""
         return [row for row in self.rows if row["error"]]
 
     def exit_on_failure(self) -> None:
-        """End the process with a message and status 1 when a pair failed; the last step of a bundle's run."""
-        if self.failed:
+        """End the first process with a message and status 1 when a pair failed; the last step of a bundle's run."""
+        if self.failed and self._writes:  # the others must not end it while it writes
             raise SystemExit(f"{len(self.failed)} of {len(self.rows)} pairs failed, see {self.output_dir}/metrics.csv")
 
     def summary(self) -> dict[str, Any]:
@@ -102,6 +111,8 @@ class RunRecorder:
     def start_run(self, engine: Engine) -> None:
         """Begin a table without rows."""
         self.rows.clear()
+        if not self._writes:
+            return
         self.write_table()
         (self.output_dir / "summary.json").unlink(missing_ok=True)  # an earlier run's does not belong to this table
 
@@ -119,7 +130,8 @@ class RunRecorder:
             row = {"pair": item["pair"], **output.get("metrics", {}), "error": output.get("error", "")}
             self.rows.append({**row, "seconds": self._seconds / len(pairs)})
             logger.info("%s: %s", row["pair"], _in_words(self.rows[-1]))
-        self.write_table()
+        if self._writes:
+            self.write_table()
 
     def write_table(self) -> None:
         """Write ``metrics.csv`` from the rows there are, whole."""
@@ -140,7 +152,13 @@ class RunRecorder:
         return summary
 
     def finish_run(self, engine: Engine) -> None:
-        """Write the summary and tell the means."""
+        """Write the rows of all processes and their summary, and tell the means."""
+        if idist.get_world_size() > 1:
+            turns = itertools.zip_longest(*idist.all_gather(self.rows))
+            self.rows = [row for turn in turns for row in turn if row is not None]
+            if not self._writes:
+                return
+            self.write_table()
         summary = self.write_summary()
         means = {key: value for key, value in summary.items() if key in METRICS and value is not None}
         logger.info(

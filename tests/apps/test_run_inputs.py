@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from monai_reg_ext.apps import pairs_or_exit, prepare_output
+from monai_reg_ext.apps import pairs_of_process, pairs_or_exit, prepare_output
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -111,3 +111,33 @@ def test_a_file_in_the_way_ends_the_process_with_one_line_and_stays(below, tmp_p
 
     assert line.startswith(f"error: cannot write {tmp_path / 'file'}")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """``process(rank, number)``: this is now the process ``rank`` of a ``number`` of them."""
+
+    def become(rank: int, number: int) -> None:
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
+        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: number)
+
+    return become
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+def test_every_pair_belongs_to_one_process_and_none_goes_without(process, number):
+    pairs = [{"pair": name} for name in "abcdefg"]
+    shares = []
+    for rank in range(number):
+        process(rank, number)
+        shares.append([pair["pair"] for pair in pairs_of_process(pairs)])
+
+    assert sorted(pair for share in shares for pair in share) == list("abcdefg")
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert all(shares)
+
+
+def test_more_processes_than_pairs_are_refused(process):
+    process(0, 3)
+
+    assert refusal(pairs_of_process, [{"pair": "a"}, {"pair": "b"}]).startswith("error: 3 processes share 2 pairs.")

@@ -343,6 +343,45 @@ def test_a_second_run_starts_anew_without_the_first_ones_summary(evaluator_of, t
     assert read_summary(recorder.output_dir)["pairs"] == 1
 
 
+@pytest.fixture
+def second_process(monkeypatch):
+    """``second_process(rank, rows)``: this process is one of two, the other of which has the rows given."""
+
+    def become(rank: int, rows: list[dict]) -> None:
+        module = "monai_reg_ext.handlers.run_recorder.idist."
+        monkeypatch.setattr(module + "get_rank", lambda: rank)
+        monkeypatch.setattr(module + "get_world_size", lambda: 2)
+        monkeypatch.setattr(module + "all_gather", lambda own: [rows, own] if rank else [own, rows])
+
+    return become
+
+
+def test_the_first_of_two_processes_writes_the_rows_of_both_in_the_order_of_the_pairs(second_process, tmp_path):
+    second_process(0, [{"pair": "b", "dice": 50.0, "error": ""}])
+    recorder = RunRecorder(tmp_path, method="any")
+    recorder.start_run(None)
+    recorder.rows = [{"pair": "a", "dice": 80.0, "error": ""}, {"pair": "c", "error": "lost"}]
+
+    recorder.finish_run(None)
+
+    assert [row["pair"] for row in read_table(tmp_path)] == ["a", "b", "c"]
+    assert read_summary(tmp_path)["dice"] == 65
+    with pytest.raises(SystemExit, match="1 of 3 pairs failed"):
+        recorder.exit_on_failure()
+
+
+def test_the_second_of_two_processes_writes_nothing_and_leaves_the_end_to_the_first(second_process, tmp_path):
+    second_process(1, [{"pair": "a", "error": "lost"}])
+    recorder = RunRecorder(tmp_path, method="any")
+
+    recorder.start_run(None)
+    recorder.rows = [{"pair": "b", "error": "lost"}]
+    recorder.finish_run(None)
+    recorder.exit_on_failure()
+
+    assert not any(tmp_path.iterdir())
+
+
 def test_failed_pairs_end_the_process_with_a_message_and_status_1(evaluator_of):
     evaluator, recorder = evaluator_of(good_and_bad_pairs())
     evaluator.run()

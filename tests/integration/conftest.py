@@ -137,19 +137,29 @@ def run(workflow) -> Callable[..., ConfigWorkflow]:
 
 
 @pytest.fixture(scope="module")
-def train_on_two_processes(bundle) -> Callable[..., None]:
-    """``train_on_two_processes(key=value)``: the module's ``bundle`` by ``multi_gpu_train.json``."""
+def on_two_processes(bundle) -> Callable[..., subprocess.CompletedProcess]:
+    """``on_two_processes("train.json", ..., key=value)``: the module's ``bundle`` under torchrun; how it ended."""
 
-    def train(**options) -> None:
+    def start(*configs: str, **options) -> subprocess.CompletedProcess:
         files = {
             "bundle_root": bundle,
-            "config_file": [str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")],
+            "config_file": [str(bundle / "configs" / name) for name in configs],
             "meta_file": bundle / "configs" / "metadata.json",
         }
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [*launcher, "-m", "monai.bundle", "run"]
         command += [part for key, value in {**files, **options}.items() for part in (f"--{key}", str(value))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def train_on_two_processes(on_two_processes) -> Callable[..., None]:
+    """``train_on_two_processes(key=value)``: the module's ``bundle`` by ``multi_gpu_train.json``."""
+
+    def train(**options) -> None:
+        done = on_two_processes("train.json", "multi_gpu_train.json", **options)
         assert done.returncode == 0, done.stderr[-3000:]
 
     return train

@@ -52,7 +52,8 @@ def _description(bundle: Path) -> str:
     metadata = _metadata(bundle)
     config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     configs = sorted({path.stem for path in (bundle / "configs").glob("*.json")} - set(OWN_CONFIGS))
-    settings = [name for name in configs if not name.startswith("search_")]  # those are for training
+    # others are for training, and for several processes
+    settings = [name for name in configs if not name.startswith(("search_", "train_", "multi_gpu_"))]
     paragraphs = [
         f"{bundle.name}: {metadata['name']}, version {metadata['version']}",
         f"{metadata['description']}. {metadata['intended_use']}.",

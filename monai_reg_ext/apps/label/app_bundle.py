@@ -57,7 +57,7 @@ class AppBundle:
     def settings(self) -> list[str]:
         """Names of the configs that change how it registers."""
         names = {path.stem for path in (self.folder / "configs").glob("*.json")} - {"inference", "evaluate", "metadata"}
-        return sorted(name for name in names if "train" not in name and not name.startswith("search_"))
+        return sorted(name for name in names if "train" not in name and not name.startswith(("search_", "multi_gpu_")))
 
     def config(self, name: str) -> dict[str, Any]:
         """Content of one of its configs, empty when there is none."""
