@@ -75,7 +75,8 @@ class RegistrationRecipe:
         if device is not None:
             parser["device"] = torch.device(device)
         preparation, network, completion = (parser.get_parsed_content(part) for part in PARTS)
-        _load_weights(network, Path(config["bundle_root"]) / "models" / "model.pt")
+        if "weights" not in config:  # otherwise the config loads them itself, from wherever they are
+            _load_weights(network, Path(config["bundle_root"]) / "models" / "model.pt")
         return cls(preparation, network, completion, parser.get_parsed_content("device", default=None))
 
     def __call__(self, pair: Item) -> dict[Hashable, Any]:

@@ -137,6 +137,20 @@ def test_weights_that_are_missing_are_named(bundle):
         RegistrationRecipe.from_bundle(bundle)
 
 
+def test_weights_that_the_config_loads_itself_are_kept(bundle):
+    other = {"weight": torch.zeros(3, 2, 1, 1, 1)}
+    torch.save(other, bundle / "trained.pt")
+    network = "$monai_reg_ext.apps.load_weights(@network_def, @weights)"
+    config = {"weights": "$@bundle_root + '/models/model.pt'", "network": network}
+    write(bundle, {**CONFIG, "imports": [*CONFIG["imports"], "$import monai_reg_ext"], **config})
+
+    assert channels(RegistrationRecipe.from_bundle(bundle)(pair())["pred"]) == [530, 3, 5]
+    recipe = RegistrationRecipe.from_bundle(bundle, weights=str(bundle / "trained.pt"))
+    assert channels(recipe(pair())["pred"]) == [0, 0, 0]
+    (bundle / "models" / "model.pt").unlink()
+    assert RegistrationRecipe.from_bundle(bundle, weights=str(bundle / "trained.pt"))
+
+
 def test_an_id_that_does_not_exist_is_refused_with_those_that_do(bundle):
     with pytest.raises(ValueError, match=r"no id axes.*there are axis, bundle_root, completion"):
         RegistrationRecipe.from_bundle(bundle, axes=1)
