@@ -124,10 +124,11 @@ def workflow(bundle) -> Callable[..., ConfigWorkflow]:
 
 @pytest.fixture(scope="module")
 def run(workflow) -> Callable[..., ConfigWorkflow]:
-    """As ``workflow``, and run."""
+    """As ``workflow``, and run; pictures, which take longer than a small registration, only with ``pictures=True``."""
 
-    def run_through(*configs: str, **overrides) -> ConfigWorkflow:
-        running = workflow(*configs, **overrides)
+    def run_through(*configs: str, kind: str = "infer", pictures: bool = False, **overrides) -> ConfigWorkflow:
+        drawing = {"handlers#1#_disabled_": not pictures} if kind == "infer" else {"pictures": pictures}
+        running = workflow(*configs, kind=kind, **drawing, **overrides)
         running.initialize()
         running.run()
         running.finalize()

@@ -55,7 +55,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 def test_two_files_become_an_aligned_scan_and_a_field_that_itk_applies_to_the_original(
     run, read_table, files, tmp_path
 ):
-    run("inference.json", "evaluate.json", output_dir=str(tmp_path), **files, **SMALL)
+    run("inference.json", "evaluate.json", pictures=True, output_dir=str(tmp_path), **files, **SMALL)
 
     folder = tmp_path / "fixed__moving"
     written = {path.name for path in folder.iterdir()}

@@ -49,7 +49,7 @@ def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "tracking": TRACKING}
-    run("train.json", kind="train", **options)
+    run("train.json", kind="train", pictures=True, **options)
     return output
 
 
@@ -58,7 +58,7 @@ def untracked(run, dataset, tmp_path_factory) -> Path:
     """Output of the same training with all tracking switched off."""
     output = tmp_path_factory.mktemp("untracked")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output)}
-    run("train.json", kind="train", **options, tensorboard=False, pictures=False)
+    run("train.json", kind="train", **options, tensorboard=False)
     return output
 
 

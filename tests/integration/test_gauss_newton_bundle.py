@@ -48,7 +48,7 @@ def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output)}
-    run("train.json", kind="train", **options)
+    run("train.json", kind="train", pictures=True, **options)
     return output
 
 

@@ -35,7 +35,7 @@ def options(breathing_options) -> dict[str, object]:
 def trained(run, options, tmp_path_factory) -> Path:
     """Output of one whole training."""
     output = tmp_path_factory.mktemp("training")
-    run("train.json", kind="train", **options, output_dir=str(output))
+    run("train.json", kind="train", pictures=True, **options, output_dir=str(output))
     return output
 
 

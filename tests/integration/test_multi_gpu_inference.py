@@ -37,7 +37,7 @@ def cohort(dataset, tmp_path_factory) -> Path:
 def test_two_processes_write_the_table_that_one_writes(run, on_two_processes, read_table, cohort, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     with pytest.raises(SystemExit, match="1 of 3 pairs failed"):
-        run("inference.json", "evaluate.json", dataset_dir=str(cohort), output_dir=str(alone), **SMALL)
+        run("inference.json", "evaluate.json", pictures=True, dataset_dir=str(cohort), output_dir=str(alone), **SMALL)
 
     configs = ("inference.json", "evaluate.json", "multi_gpu_inference.json")
     done = on_two_processes(*configs, dataset_dir=cohort, output_dir=shared, **SMALL)

@@ -49,7 +49,7 @@ def trained(run, dataset, tmp_path_factory) -> Path:
     """Output of one whole training, tracked by all that is installed."""
     output = tmp_path_factory.mktemp("training")
     options = {**TRAINING, "dataset_dir": str(dataset), "output_dir": str(output), "tracking": TRACKING}
-    run("train.json", kind="train", **options)
+    run("train.json", kind="train", pictures=True, **options)
     return output
 
 
@@ -119,10 +119,9 @@ def test_mixed_precision_trains_as_full_precision_does(run, read_table, dataset,
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains_and_its_weights_register(run, read_table, dataset, tmp_path, name):
-    options = {**VARIANTS[name], "dataset_dir": str(dataset), "output_dir": str(tmp_path), "pictures": False}
+    options = {**VARIANTS[name], "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
 
     run("train.json", name, kind="train", **QUICKLY, **options)
-    del options["pictures"]
     run("inference.json", name, "evaluate.json", **options, weights=str(tmp_path / "model.pt"))
 
     (row,) = read_table(tmp_path / "metrics.csv")

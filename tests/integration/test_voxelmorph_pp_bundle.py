@@ -39,7 +39,7 @@ def bundle(bundles_dir) -> Path:
 def trained(run, breathing_options, tmp_path_factory) -> Path:
     """Output of one whole training."""
     output = tmp_path_factory.mktemp("training")
-    run("train.json", kind="train", **breathing_options, **SMALL, output_dir=str(output))
+    run("train.json", kind="train", pictures=True, **breathing_options, **SMALL, output_dir=str(output))
     return output
 
 
