@@ -9,6 +9,7 @@ The first line says how to register, every further one is a pair; the answer is 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -66,6 +67,8 @@ def pair_row(job: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:
         logging.getLogger(__name__).exception("pair %s", pair["pair"])
         return {"pair": pair["pair"], "error": error_line(error)}
+    finally:
+        gc.collect()  # a workflow's objects know each other, and hold the volumes of several pairs until Python looks
 
 
 if __name__ == "__main__":
