@@ -151,6 +151,38 @@ def test_as_refiner_it_starts_from_the_given_field(maps, smooth_field):
     assert (estimator(*maps, start) - estimator(*maps)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("settings", [{}, {"voxel_size": (1.0, 2.0, 1.5)}, {"coupled": False, "dense": False}])
+def test_with_backtracking_the_energy_falls_where_whole_steps_raise_it(texture, settings):
+    fixed, moving = (torch.cat([texture((18, 15, 21), 1.0, seed) for seed in pair]) for pair in ((1, 3), (2, 4)))
+    whole, halved = (GaussNewtonEstimator(4, 8, 0.002, backtracking=number, **settings) for number in (0, 5))
+
+    rising, falling = (
+        torch.stack([estimator.energy(fixed, moving, field, 0.002) for field in estimator.fields(fixed, moving)])
+        for estimator in (whole, halved)
+    )
+
+    assert (rising.diff(dim=0) > 0).any()
+    assert (falling.diff(dim=0) <= 0).all()
+    assert (falling[-1] < falling[0]).all()
+
+
+def test_backtracking_leaves_steps_that_lower_the_energy_as_they_are(maps):
+    plain, checked = (GaussNewtonEstimator(4, 3, backtracking=number)(*maps) for number in (0, 3))
+
+    torch.testing.assert_close(checked, plain, rtol=0, atol=0)
+
+
+def test_each_sample_of_a_batch_is_halved_by_itself(texture, maps):
+    size = maps[0].shape[2:]
+    noise = 100 * texture(size, 1.0, 1), 100 * texture(size, 1.0, 2)
+    estimator = GaussNewtonEstimator(4, 3, 5.0, backtracking=4)
+
+    together = estimator(*(torch.cat(both) for both in zip(maps, noise, strict=True)))
+
+    for found, alone in zip(together.split(1), (maps, noise), strict=True):
+        torch.testing.assert_close(found, estimator(*alone), rtol=1e-3, atol=1e-2)
+
+
 def test_the_energy_counts_differences_of_the_field_in_space():
     # voxels of 1 x 2 x 4, cells of 4 x 3 x 2 voxels: 4 x 6 x 8 long
     estimator = GaussNewtonEstimator((4, 3, 2), voxel_size=(1, 2, 4))
