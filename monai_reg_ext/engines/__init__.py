@@ -4,8 +4,16 @@
 
 from .autocast_inferer import AutocastInferer
 from .clip_gradients import clip_gradients
+from .keep_thin_convolutions_exact import keep_thin_convolutions_exact
 from .prepare_keypoint_batch import prepare_keypoint_batch
 from .prepare_pair_batch import prepare_pair_batch
 from .record_failures import record_failures
 
-__all__ = ["AutocastInferer", "clip_gradients", "prepare_keypoint_batch", "prepare_pair_batch", "record_failures"]
+__all__ = [
+    "AutocastInferer",
+    "clip_gradients",
+    "keep_thin_convolutions_exact",
+    "prepare_keypoint_batch",
+    "prepare_pair_batch",
+    "record_failures",
+]
