@@ -55,7 +55,7 @@ class GaussNewtonEstimator(nn.Module):
             times as long.
         damping: see :py:func:`solve_normal_equations`.
         backtracking: how often a step that would raise the energy is halved; if it still would, it is not taken, so
-            that the energy falls in every step. 0 takes every step as it is, at a third less of the time.
+            that the energy falls in every step. 0 takes every step as it is, in less than half of the time.
         tolerance: relative residual of the equations.
         voxel_size: edges of a feature's cell, in any unit: the field is as smooth in space as along axes of equal
             steps. The weight keeps its meaning, since only ratios count.
