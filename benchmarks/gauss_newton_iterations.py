@@ -65,6 +65,7 @@ def main(
     degrade: bool = False,
     methods: Sequence[str] | str = tuple(METHODS),
     fixed_weight: float = LAST_WEIGHT,
+    backtracking: int = 0,
     pairs: int | None = None,
     split: str = "registration_val",
     seed: int = 0,
@@ -81,6 +82,7 @@ def main(
         degrade: register label maps of a segmentation network's quality.
         methods: which ones, as they are named above, separated by semicolons.
         fixed_weight: of the runs that tell whether the energy falls; 0 leaves them out.
+        backtracking: of these runs, see :py:class:`GaussNewtonEstimator`.
         pairs: at most so many.
         split: ``training`` to choose settings on.
         seed: of the degraded label maps.
@@ -101,7 +103,7 @@ def main(
             continue
         fixed, moving = images.pair(pair)
         common = {"pair": pair["pair"], "labels_dice": (fixed.quality + moving.quality) / 2}
-        of_pair = [{**common, **row} for row in measured(fixed, moving, chosen, fixed_weight)]
+        of_pair = [{**common, **row} for row in measured(fixed, moving, chosen, fixed_weight, backtracking)]
         rows += of_pair
         print(pair["pair"], _in_words(of_pair), flush=True)
         if out:
@@ -156,7 +158,9 @@ def warm_up(methods: Sequence[str]) -> None:
         list(METHODS[method](fixed, moving))
 
 
-def measured(fixed: Image, moving: Image, methods: Sequence[str], fixed_weight: float) -> Iterator[Row]:
+def measured(
+    fixed: Image, moving: Image, methods: Sequence[str], fixed_weight: float, backtracking: int = 0
+) -> Iterator[Row]:
     """A row for every field of every method, and those of the runs with one weight, which have energies only."""
     classes = max(_classes(image.label) for image in (fixed, moving))
     for method in methods:
@@ -167,7 +171,8 @@ def measured(fixed: Image, moving: Image, methods: Sequence[str], fixed_weight: 
             values = {"sdlogj": sdlogj, "folding_percent": folding, "energy": value}
             yield {**_head(method, state), "dice": 100 * float(np.nanmean(dice)), **values}
     for weight in (fixed_weight, fixed_weight / 10) if fixed_weight else ():
-        for state in gauss_newton(fixed.features, moving.features, [Level(1, STRIDE, 10, (weight, weight))]):
+        levels = [Level(1, STRIDE, 10, (weight, weight))]
+        for state in gauss_newton(fixed.features, moving.features, levels, backtracking=backtracking):
             value = energy(fixed.features, moving.features, state, weight)
             yield {**_head(ONE_WEIGHT.format(weight), state), "energy": value}
 

@@ -51,7 +51,7 @@ THREE_LEVELS = (
 
 
 def gauss_newton(
-    fixed: torch.Tensor, moving: torch.Tensor, levels: Sequence[Level] = ONE_LEVEL, **settings: bool
+    fixed: torch.Tensor, moving: torch.Tensor, levels: Sequence[Level] = ONE_LEVEL, **settings: bool | int
 ) -> Iterator[State]:
     """Fields at the start and after every step, from features ``(1, F, *size)``.
 
