@@ -16,8 +16,8 @@ _MARK = "_exact_where_thin"
 def keep_thin_convolutions_exact(network: nn.Module) -> None:
     """Let a network's convolutions of volumes of two planes compute in float32, also where autocast is on.
 
-    In bfloat16 on a CPU their kernels' gradient has memory in it that nobody has written to: mostly some small wrong
-    numbers, now and then infinity (torch 2.13 with oneDNN). U-Nets have two planes where they are coarsest.
+    In bfloat16 on a CPU their kernels' gradient has memory in it that nobody has written to, at worst infinity (torch
+    2.13 with oneDNN). U-Nets may have two planes where they are coarsest.
 
     Args:
         network: its ``Conv3d`` are watched from now on; what was watched before stays so.

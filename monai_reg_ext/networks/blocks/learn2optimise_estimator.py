@@ -53,7 +53,7 @@ class Learn2OptimiseEstimator(nn.Module):
             observed: features in front are not trained.
         training_iterations: how often the network is applied in training mode; by default as often as else.
         truncation: gradients go back through so many iterations at a time; by default through all, as the reference,
-            where they may grow a hundredfold from one iteration to the one before.
+            where they are ten to a hundred times as long.
         mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
             features' squared difference.
         compat: the reference's: ``"absolute"``, halves of the grid (between the centres of the outermost cells) for
