@@ -3,7 +3,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 from .autocast_inferer import AutocastInferer
-from .clip_gradients import clip_gradients
 from .keep_thin_convolutions_exact import keep_thin_convolutions_exact
 from .prepare_keypoint_batch import prepare_keypoint_batch
 from .prepare_pair_batch import prepare_pair_batch
@@ -11,7 +10,6 @@ from .record_failures import record_failures
 
 __all__ = [
     "AutocastInferer",
-    "clip_gradients",
     "keep_thin_convolutions_exact",
     "prepare_keypoint_batch",
     "prepare_pair_batch",

@@ -84,7 +84,7 @@ def test_the_fixed_image_shows_what_the_moving_one_shows_at_the_known_displaceme
     # contrasts are powers of one normalised image, which keep the order of intensities
     fixed, moving = pair["fixed"], pair["moving"]
     orders = [
-        image.as_subclass(torch.Tensor).flatten().argsort().argsort().double()
+        image.as_tensor().flatten().argsort().argsort().double()
         for image in (fixed, moving, warp(moving[None], pair["true_ddf"][None])[0])
     ]
     _, as_it_was, moved = torch.corrcoef(torch.stack(orders))[0].tolist()

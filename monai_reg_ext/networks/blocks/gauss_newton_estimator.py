@@ -72,8 +72,8 @@ class GaussNewtonEstimator(nn.Module):
         - coarse_ddf, output: ``(B, D, *size)`` in cells of the features; linear between the centres of control cells.
 
     Raises:
-        ValueError: for a regularisation that is not above 0, unknown slopes, features that are not finite or not on one
-            grid.
+        ValueError: for a regularisation that is not above 0, backtracking below 0, unknown slopes, features not
+            finite or not on one grid.
 
     Source: Heinrich, "Learning registration models with differentiable Gauss-Newton optimisation", MIDL 2022.
     """
@@ -110,6 +110,8 @@ class GaussNewtonEstimator(nn.Module):
         self.training_iterations = training_iterations
         check_slopes(slopes)
         _check_weights(regularization)
+        if backtracking < 0:
+            raise ValueError(f"backtracking must be 0 halvings of a step or more, got {backtracking}.")
 
     def spacing(self, size: Sequence[int]) -> tuple[int, ...]:
         """Voxels per cell of the features along each axis for an image of this size."""
@@ -154,7 +156,7 @@ class GaussNewtonEstimator(nn.Module):
             step = self._step(fixed, moving, field, regularization, *weights)
             change = _REFERENCE_MOMENTUM * change + step if self.compat else step
             if parts is not None:
-                share, parts = self._share(fixed, moving, field, change, regularization, parts, *weights)
+                share, parts = self._share((fixed, moving), field, change, regularization, parts, *weights)
                 change = share * change
             field = field + change
             yield field
@@ -222,26 +224,20 @@ class GaussNewtonEstimator(nn.Module):
         return field_normal_equations(fixed, moving, *self._in_cells(field), *form)
 
     def _parts(
-        self,
-        fixed: torch.Tensor,
-        moving: torch.Tensor,
-        field: torch.Tensor,
-        fixed_weight: torch.Tensor | None,
-        moving_weight: torch.Tensor | None,
+        self, fixed: torch.Tensor, moving: torch.Tensor, field: torch.Tensor, *weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both parts of the energy, ``(B,)`` each, the roughness without its weight."""
         ddf = self.at_features(field, fixed.shape[2:])
-        squares = self._squares(fixed, warp(moving, ddf), weight_at_field(ddf, fixed_weight, moving_weight))
-        length, weights = self._metric(field)
+        squares = self._squares(fixed, warp(moving, ddf), weight_at_field(ddf, *weights))
+        length, of_axes = self._metric(field)
         even = field * length
-        roughness = even * graph_laplacian(even, weights)
+        roughness = even * graph_laplacian(even, of_axes)
         return squares.flatten(1).sum(1) / 2, roughness.flatten(1).sum(1) / 2
 
     @torch.no_grad()
     def _share(
         self,
-        fixed: torch.Tensor,
-        moving: torch.Tensor,
+        pair: tuple[torch.Tensor, torch.Tensor],
         field: torch.Tensor,
         change: torch.Tensor,
         regularization: float | torch.Tensor,
@@ -250,17 +246,18 @@ class GaussNewtonEstimator(nn.Module):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """How much of a change, ``(B, 1, ...)``, lowers the energy, and the energy's parts after it."""
         before = parts[0] + regularization * parts[1]
-        share = torch.ones_like(before)
+        share = field.new_ones(len(field), *[1] * (field.dim() - 1))
         for halvings in range(self.backtracking + 1):
-            per_sample = share.view(-1, *[1] * (field.dim() - 1))
-            after = self._parts(fixed, moving, field + per_sample * change, *weights)
+            after = self._parts(*pair, field + share * change, *weights)
             rises = ~(after[0] + regularization * after[1] <= before)
             # asking a GPU would make it wait
             if field.device.type == "cpu" and not rises.any():
                 break
-            share = torch.where(rises, share / 2 if halvings < self.backtracking else 0, share)
-        kept = [torch.where(share > 0, new, old) for new, old in zip(after, parts, strict=True)]
-        return share.view(-1, *[1] * (field.dim() - 1)), (kept[0], kept[1])
+            shorter = share / 2 if halvings < self.backtracking else torch.zeros_like(share)
+            share = torch.where(rises.view_as(share), shorter, share)
+        taken = share.flatten() > 0
+        data, roughness = (torch.where(taken, new, old) for new, old in zip(after, parts, strict=True))
+        return share, (data, roughness)
 
     def _squares(self, fixed: torch.Tensor, warped: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """What the energy adds up."""

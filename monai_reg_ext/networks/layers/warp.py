@@ -70,7 +70,9 @@ def sample(
 def _linear(image: torch.Tensor, coordinates: torch.Tensor, padding: str) -> torch.Tensor:
     axes = image.dim() - 2
     if not torch.jit.is_scripting():
-        twin = compiled_twin("sample", image, coordinates) if axes == 3 and padding == "border" else None
+        # torch keeps the type of a MetaTensor
+        plain = type(image) is torch.Tensor and type(coordinates) is torch.Tensor
+        twin = compiled_twin("sample", image, coordinates) if plain and axes == 3 and padding == "border" else None
         if twin is not None and image.numel() and len(image) == len(coordinates):
             return twin.sample(image, coordinates)
     normalized: list[torch.Tensor] = []

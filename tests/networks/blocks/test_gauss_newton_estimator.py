@@ -172,6 +172,11 @@ def test_backtracking_leaves_steps_that_lower_the_energy_as_they_are(maps):
     torch.testing.assert_close(checked, plain, rtol=0, atol=0)
 
 
+def test_backtracking_below_nothing_is_refused():
+    with pytest.raises(ValueError, match="backtracking must be 0 halvings of a step or more, got -1"):
+        GaussNewtonEstimator(backtracking=-1)
+
+
 def test_each_sample_of_a_batch_is_halved_by_itself(texture, maps):
     size = maps[0].shape[2:]
     noise = 100 * texture(size, 1.0, 1), 100 * texture(size, 1.0, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from scipy.ndimage import map_coordinates
 
 from monai_reg_ext.networks.layers.warp import identity_grid, sample, warp
@@ -169,6 +170,17 @@ def test_coordinates_that_are_no_place_do_not_leave_the_image(wrong, compiled):
     values = compiled(lambda: sample(image, torch.full((1, 3, 2, 2, 2), wrong)))
 
     assert not ((values < 0) | (values > 1)).any()
+
+
+def test_a_meta_tensor_stays_one():
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    image, ddf = torch.rand(1, 2, 4, 5, 6), torch.rand(1, 3, 4, 5, 6)
+
+    warped = warp(MetaTensor(image, affine=affine), ddf)
+
+    assert isinstance(warped, MetaTensor)
+    torch.testing.assert_close(warped.affine, affine)
+    torch.testing.assert_close(warped.as_tensor(), warp(image, ddf), rtol=0, atol=2e-5)
 
 
 def test_the_gradient_along_a_ramp_is_its_slope():
