@@ -12,6 +12,7 @@ from monai.networks.blocks import Convolution
 from torch import nn
 
 from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
+from monai_reg_ext.networks.layers.offset_differences import offset_differences
 from monai_reg_ext.networks.layers.pool_to_grid import grid_size
 
 __all__ = ["ObeliskFeatures"]
@@ -93,21 +94,11 @@ class ObeliskFeatures(FeatureBlock):
         self, edges: torch.Tensor, size: Sequence[int], spacing: Sequence[int], cells: Sequence[int]
     ) -> torch.Tensor:
         """``(B, 4 * pairs, *cells)`` differences of edges at pairs of offsets, pairs fastest."""
-        batch, pairs = len(edges), self.offsets.shape[1]
-        places = [
-            self._places(axis, edges.shape[2 + axis], size[axis], spacing[axis], cells[axis]) for axis in range(3)
-        ]
-        i, j, k = (
-            place.unflatten(2, [-1 if axis == dim else 1 for dim in range(3)]) for axis, place in enumerate(places)
-        )
-        grid = torch.stack(torch.broadcast_tensors(k, j, i), -1).flatten(1, 2)
-        # grid_sample is parallel over its batch only, on a CPU
-        grid = grid.repeat_interleave(batch, 0)
-        ends = F.grid_sample(edges.to(grid.dtype).repeat(2, 1, 1, 1, 1), grid, align_corners=False).to(edges.dtype)
-        return (ends[:batch] - ends[batch:]).unflatten(2, (pairs, cells[0])).flatten(1, 2)
+        axes = zip(edges.shape[2:], size, spacing, cells, strict=True)
+        return offset_differences(edges, [self._places(axis, *extents) for axis, extents in enumerate(axes)])
 
     def _places(self, axis: int, edges: int, size: int, spacing: int, cells: int) -> torch.Tensor:
-        """``(2, pairs, cells)`` where along an axis edges are compared, from -1 to 1 over the grid of edges."""
+        """``(2, pairs, cells)`` where along an axis edges are compared, in voxels of the grid of edges."""
         cell = torch.arange(cells, device=self.offsets.device, dtype=self.offsets.dtype)
         if self.compat:
             offset = self.offsets[..., 2 - axis] * (edges - 1) / 2
@@ -116,7 +107,7 @@ class ObeliskFeatures(FeatureBlock):
             voxels = self.stride * self.pool
             offset = self.offsets[..., axis] / voxels
             centre = (cell * spacing + (spacing - 1) / 2) / voxels
-        return (2 * (offset[..., None] + centre) + 1) / edges - 1
+        return offset[..., None] + centre
 
 
 def _layer(before: int, after: int, kernel_size: int, stride: int = 1) -> Convolution:

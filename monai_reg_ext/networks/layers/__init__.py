@@ -37,6 +37,7 @@ from .nearest_points import nearest_points
 from .neighbour_graph import NeighbourGraph
 from .normal_equations import normal_equations
 from .normal_operator import NormalOperator
+from .offset_differences import offset_differences
 from .offset_window import offset_window_cost, offset_window_mean
 from .planar_distribution import PlanarDistribution
 from .points_in_mask import points_in_mask
@@ -111,6 +112,7 @@ __all__ = [
     "min_convolution",
     "nearest_points",
     "normal_equations",
+    "offset_differences",
     "offset_window_cost",
     "offset_window_mean",
     "pass_messages",
