@@ -8,6 +8,14 @@ from .keypoint_loss import KeypointLoss
 from .mind_ssc_loss import MindSSCLoss
 from .non_local_feature_loss import NonLocalFeatureLoss
 from .non_local_label_loss import NonLocalLabelLoss
+from .segmentation_guided_loss import SegmentationGuidedLoss
 from .warped_label_loss import WarpedLabelLoss
 
-__all__ = ["KeypointLoss", "MindSSCLoss", "NonLocalFeatureLoss", "NonLocalLabelLoss", "WarpedLabelLoss"]
+__all__ = [
+    "KeypointLoss",
+    "MindSSCLoss",
+    "NonLocalFeatureLoss",
+    "NonLocalLabelLoss",
+    "SegmentationGuidedLoss",
+    "WarpedLabelLoss",
+]

@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from monai_reg_ext.losses import NonLocalFeatureLoss, NonLocalLabelLoss, WarpedLabelLoss
 from monai_reg_ext.networks.blocks import FlowNetEstimator, MindSSC, PlanarMeanFieldEstimator
+from monai_reg_ext.networks.nets import SegmentationTraining
 
 WINDOW = {"points": [7, 6, 8], "labels": 5, "reach": 6}
 ESTIMATOR = {f"network_def#estimator#{name}": value for name, value in WINDOW.items()}
@@ -28,12 +29,14 @@ METRICS = ["dice", "hd95", "sdlogj", "folding_percent"]
 MLFLOW = find_spec("mlflow") is not None
 TRACKING = "mlflow" if MLFLOW else None
 
+FLOW_NET = ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]}
+
 # small networks of all that is trained differently
 VARIANTS = {
     "mind_features.json": ESTIMATOR,
     "without_mean_field.json": ESTIMATOR | CHANNELS,
     "without_non_local_loss.json": ESTIMATOR | CHANNELS,
-    "flow_net.json": ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]},
+    "flow_net.json": FLOW_NET,
     "planar.json": ESTIMATOR | CHANNELS,
     "unsupervised.json": ESTIMATOR | CHANNELS,
 }
@@ -65,7 +68,7 @@ def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(read_table, tr
     rows = read_table(trained / "training.csv")
     assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
     # half a cosine over two epochs
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.01, 0.005])
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.003, 0.0015])
     summary = json.loads((trained / "training.json").read_text())
     assert summary["best"]["dice"] == max(float(row["dice"]) for row in rows)
     assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
@@ -97,7 +100,9 @@ def test_every_weight_but_those_without_effect_is_trained(workflow, dataset, tra
     options = {**TRAINING, "dataset_dir": str(dataset)}
     start = workflow("train.json", kind="train", **options)
     torch.manual_seed(0)
-    names = [name for name, _ in content(start, "network_def").named_parameters()]
+    names = {id(weight): name for name, weight in content(start, "network_def").named_parameters()}
+    # in the order of the optimiser's groups
+    names = [names[id(weight)] for group in content(start, "optimizer").param_groups for weight in group["params"]]
 
     checkpoint = torch.load(next((trained / "checkpoints").iterdir()), weights_only=False)
 
@@ -127,6 +132,25 @@ def test_a_variant_trains_and_its_weights_register(run, read_table, dataset, tmp
     (row,) = read_table(tmp_path / "metrics.csv")
     assert not row["error"]
     assert 0 < float(row["dice"]) <= 100
+
+
+@pytest.mark.parametrize(("settings", "network"), [((), ESTIMATOR | CHANNELS), (("flow_net.json",), FLOW_NET)])
+def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, settings, network):
+    options = {**network, "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
+
+    training = run("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options)
+
+    start = content(
+        workflow("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options), "training_def"
+    )
+    assert isinstance(start, SegmentationTraining)
+    moments = content(training, "optimizer").state
+    of_classes = [weight for name, weight in content(training, "training_def").named_parameters() if "classes" in name]
+    assert all(moments[weight]["exp_avg_sq"].any() for weight in of_classes)
+    # what is kept is the registration alone
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert kept.keys() == content(training, "network_def").state_dict().keys()
+    content(workflow("inference.json", *settings, weights=str(tmp_path / "model.pt"), **network), "network")
 
 
 def test_variants_change_what_their_names_say(workflow, dataset):
@@ -162,7 +186,8 @@ def test_inference_looks_at_the_same_window_as_training(workflow, dataset, name)
 
     shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (one, other)]
     assert shapes[0] == shapes[1]
-    for setting in ("points", "labels", "reach", "grid_spacing"):
+    # a training takes fewer points
+    for setting in ("labels", "reach", "grid_spacing"):
         assert getattr(one.estimator, setting) == getattr(other.estimator, setting)
 
 

@@ -47,6 +47,7 @@ from .sample_axes import sample_axes
 from .sample_points import sample_points
 from .sampled_cost import sampled_cost
 from .search_grid import SearchGrid, search_grid
+from .segmented_registration import SegmentedRegistration
 from .separable_filter import gaussian_taps, separable_filter
 from .signed_distance import signed_distance
 from .solve_backward import solve_backward
@@ -75,6 +76,7 @@ __all__ = [
     "PlanarDistribution",
     "SSDCostVolume",
     "SearchGrid",
+    "SegmentedRegistration",
     "ThinPlateSpline",
     "TranslationSearch",
     "add_mask_channel",

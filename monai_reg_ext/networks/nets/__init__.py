@@ -4,5 +4,6 @@
 
 from .keypoint_training import KeypointTraining
 from .registration_net import RegistrationNet
+from .segmentation_training import SegmentationTraining
 
-__all__ = ["KeypointTraining", "RegistrationNet"]
+__all__ = ["KeypointTraining", "RegistrationNet", "SegmentationTraining"]

@@ -184,8 +184,7 @@ class RegistrationNet(nn.Module):
         _check_has(self.estimator, "distribution")
         moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
         (view,) = self._views(moving_side, fixed_side, [self.estimator])
-        in_cells = view.shown_to(self.estimator.distribution)
-        return in_cells.scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
+        return self._distribution(view)
 
     @torch.no_grad()
     def covariance(
@@ -255,8 +254,10 @@ class RegistrationNet(nn.Module):
         return _Side(as_feature_block(self.features).warped(side.image, ddf), mask)
 
     def _register_once(self, moving: _Side, fixed: _Side, estimator: nn.Module) -> torch.Tensor:
-        size = fixed.image.shape[2:]
         views = self._views(moving, fixed, [estimator, *self.refiners])
+        return self._registered(views, estimator, fixed.image.shape[2:])
+
+    def _registered(self, views: list[_View], estimator: nn.Module, size: Sequence[int]) -> torch.Tensor:
         coarse_ddf = self._refined(*self._estimated(views[0], estimator), views, size)
         return self._at_full_size(coarse_ddf, views, size)
 
@@ -284,6 +285,11 @@ class RegistrationNet(nn.Module):
             for spacing, *features in zip(grids, *of_pair, strict=True)
         }
         return [views[spacing] for spacing in spacings]
+
+    def _distribution(self, view: _View) -> DisplacementDistribution | PlanarDistribution:
+        """In voxels of the images."""
+        in_cells = view.shown_to(self.estimator.distribution)
+        return in_cells.scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
 
     def _estimated(self, view: _View, estimator: nn.Module) -> tuple[torch.Tensor, dict[str, tuple]]:
         """The coarse field, and the distribution behind it where a refiner takes it."""
