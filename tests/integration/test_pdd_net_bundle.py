@@ -140,10 +140,7 @@ def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, set
 
     training = run("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options)
 
-    start = content(
-        workflow("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options), "training_def"
-    )
-    assert isinstance(start, SegmentationTraining)
+    assert isinstance(content(training, "training_def"), SegmentationTraining)
     moments = content(training, "optimizer").state
     of_classes = [weight for name, weight in content(training, "training_def").named_parameters() if "classes" in name]
     assert all(moments[weight]["exp_avg_sq"].any() for weight in of_classes)
