@@ -49,7 +49,7 @@ class SegmentationGuidedLoss(_Loss):
                 f"SegmentationGuidedLoss needs classes beside the registration, got {type(pred).__name__}. Train with "
                 "SegmentationTraining around the network, in training mode."
             )
-        logits = pred.classes.flatten(0, 1).float()
+        logits = pred.classes.flatten(0, 1)
         one_hot = one_hot_labels(target.flatten(0, 1).unsqueeze(1), self.labels)
         if grid_size(one_hot.shape[2:], pred.spacing) != tuple(logits.shape[2:]):
             raise ValueError(

@@ -21,7 +21,7 @@ from monai_reg_ext.networks.nets import SegmentationTraining
 
 WINDOW = {"points": [7, 6, 8], "labels": 5, "reach": 6}
 ESTIMATOR = {f"network_def#estimator#{name}": value for name, value in WINDOW.items()}
-CHANNELS = {"network_def#features#channels": 4}
+CHANNELS = {"channels": 4}
 BOTH_WARPS = {f"network_def#estimator#{warp}#{name}": WINDOW[name] for warp in (0, 1) for name in ("points", "labels")}
 TRAINING = {"epochs": 2, "pairs_per_epoch": 2, "val_interval": 1, "val_cases": 2, **ESTIMATOR, **CHANNELS}
 QUICKLY = {"epochs": 1, "pairs_per_epoch": 1, "val_interval": 1, "val_cases": 2, "tensorboard": False}
@@ -34,6 +34,7 @@ FLOW_NET = ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]}
 # small networks of all that is trained differently
 VARIANTS = {
     "mind_features.json": ESTIMATOR,
+    "unet_features.json": ESTIMATOR | CHANNELS,
     "without_mean_field.json": ESTIMATOR | CHANNELS,
     "without_non_local_loss.json": ESTIMATOR | CHANNELS,
     "flow_net.json": FLOW_NET,
@@ -134,9 +135,12 @@ def test_a_variant_trains_and_its_weights_register(run, read_table, dataset, tmp
     assert 0 < float(row["dice"]) <= 100
 
 
-@pytest.mark.parametrize(("settings", "network"), [((), ESTIMATOR | CHANNELS), (("flow_net.json",), FLOW_NET)])
-def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, settings, network):
-    options = {**network, "dataset_dir": str(dataset), "output_dir": str(tmp_path)}
+@pytest.mark.parametrize(
+    ("settings", "network", "amp"),
+    [((), ESTIMATOR | CHANNELS, True), (("flow_net.json",), FLOW_NET, False), (("flow_net.json",), FLOW_NET, True)],
+)
+def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, settings, network, amp):
+    options = {**network, "dataset_dir": str(dataset), "output_dir": str(tmp_path), "amp": amp}
 
     training = run("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options)
 

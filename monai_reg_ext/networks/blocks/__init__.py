@@ -19,6 +19,7 @@ from .local_normalization import LocalNormalization
 from .mean_field import PAPER_ALPHAS, MeanField
 from .mean_field_estimator import MeanFieldEstimator
 from .mind_ssc import MindSSC
+from .network_features import NetworkFeatures
 from .obelisk_features import ObeliskFeatures
 from .planar_mean_field_estimator import PlanarMeanFieldEstimator
 from .pre_registration import PRE_REGISTRATION_MODES, PreRegistrationAugmentation, PreRegistrationMode
@@ -52,6 +53,7 @@ __all__ = [
     "MeanField",
     "MeanFieldEstimator",
     "MindSSC",
+    "NetworkFeatures",
     "ObeliskFeatures",
     "PlanarMeanFieldEstimator",
     "PreRegistrationAugmentation",

@@ -25,3 +25,7 @@ class SegmentedRegistration(NamedTuple):
     registration: torch.Tensor | DisplacementDistribution | PlanarDistribution
     classes: torch.Tensor
     spacing: tuple[int, int, int]
+
+    def float(self) -> SegmentedRegistration:
+        """The same in float32, as a tensor's ``float()``."""
+        return self._replace(registration=self.registration.float(), classes=self.classes.float())
