@@ -142,7 +142,7 @@ def test_a_variant_trains_and_its_weights_register(run, read_table, dataset, tmp
 def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, settings, network, amp):
     options = {**network, "dataset_dir": str(dataset), "output_dir": str(tmp_path), "amp": amp}
 
-    training = run("train.json", *settings, "segment.json", kind="train", **QUICKLY, **options)
+    training = run("train.json", *settings, "train_segmenting.json", kind="train", **QUICKLY, **options)
 
     assert isinstance(content(training, "training_def"), SegmentationTraining)
     moments = content(training, "optimizer").state

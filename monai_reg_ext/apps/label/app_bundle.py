@@ -50,8 +50,8 @@ class AppBundle:
 
     @property
     def is_trainable(self) -> bool:
-        """Whether its ``train.json`` makes weights."""
-        return {"weights", "epochs"} <= self.config("train").keys()
+        """Whether its ``train.json`` makes weights out of label maps, of which the datastore has nothing else."""
+        return {"weights", "epochs", "labels"} <= self.config("train").keys()
 
     @property
     def settings(self) -> list[str]:

@@ -39,8 +39,12 @@ def test_a_bundle_is_complete_when_its_weights_are_there(tmp_path):
     assert not bundle.is_complete
 
 
-def test_a_search_for_settings_is_no_training(tmp_path):
-    assert [name for name, bundle in app_bundles(tmp_path).items() if not bundle.is_trainable] == ["convex_adam"]
+def test_only_what_learns_from_label_maps_is_trained(tmp_path):
+    assert [name for name, bundle in app_bundles(tmp_path).items() if bundle.is_trainable] == [
+        "fused_convex",
+        "gauss_newton",
+        "pdd_net",
+    ]
 
 
 def test_settings_are_the_configs_that_change_how_it_registers(tmp_path):
