@@ -58,7 +58,7 @@ def solve_normal_equations(
             diagonal entry. Shorter steps, also where nothing has a gradient.
         tolerance: least length of ``b - A x`` relative to that of ``b``; with float32 not below some 1e-6.
         max_iterations: most iterations.
-        preconditioner: ``"multigrid"``, which needs the least time at every weight that was measured; ``"cosine"`` for
+        preconditioner: ``"multigrid"``, the fastest or near it at every weight that was measured; ``"cosine"`` for
             equations that are all regularisation, ``"block"`` for those that are hardly regularised.
 
     Returns:
