@@ -34,7 +34,7 @@ FLOW_NET = ESTIMATOR | CHANNELS | {"network_def#estimator#hidden": [8, 6]}
 # small networks of all that is trained differently
 VARIANTS = {
     "mind_features.json": ESTIMATOR,
-    "unet_features.json": ESTIMATOR | CHANNELS,
+    "obelisk_features.json": ESTIMATOR | CHANNELS,
     "without_mean_field.json": ESTIMATOR | CHANNELS,
     "without_non_local_loss.json": ESTIMATOR | CHANNELS,
     "flow_net.json": FLOW_NET,
@@ -197,6 +197,7 @@ def test_inference_looks_at_the_same_window_as_training(workflow, dataset, name)
     [
         ((), ESTIMATOR),
         (("search_only.json",), ESTIMATOR),
+        (("probability_refiner.json",), ESTIMATOR),
         (("planar.json",), ESTIMATOR),
         (("two_warps.json",), BOTH_WARPS),
     ],
