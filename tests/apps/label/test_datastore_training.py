@@ -64,7 +64,7 @@ def test_too_few_images_are_told_and_leave_no_weights(subjects, tmp_path):
     with pytest.raises(ValueError, match=r"training needs 4 cases at least, got 2"):
         train_on_subjects(AppBundle("pdd_net", tmp_path), subjects[:2], tmp_path, {**SHORT, "device": "cpu"})
 
-    assert not AppBundle("pdd_net", tmp_path).is_complete
+    assert not AppBundle("pdd_net", tmp_path).weights.is_relative_to(tmp_path)
 
 
 @pytest.mark.slow
