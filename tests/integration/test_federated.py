@@ -24,7 +24,7 @@ BUNDLES = {
     "gauss_newton": ({"first_iterations": 1, "network_def#estimator#iterations": 2}, True),
     "pdd_net": (
         {
-            "network_def#features#channels": 4,
+            "channels": 4,
             "network_def#estimator#points": [7, 6, 8],
             "network_def#estimator#labels": 5,
             "network_def#estimator#reach": 6,
