@@ -182,9 +182,8 @@ class RegistrationNet(nn.Module):
             TypeError: when the estimator has no distribution.
         """
         _check_has(self.estimator, "distribution")
-        moving_side, fixed_side = self._sides(moving, fixed, moving_mask, fixed_mask)
-        (view,) = self._views(moving_side, fixed_side, [self.estimator])
-        return self._distribution(view)
+        sides = self._sides(moving, fixed, moving_mask, fixed_mask)
+        return self._distribution(*self._views(*sides, [self.estimator]))
 
     @torch.no_grad()
     def covariance(
@@ -288,8 +287,7 @@ class RegistrationNet(nn.Module):
 
     def _distribution(self, view: _View) -> DisplacementDistribution | PlanarDistribution:
         """In voxels of the images."""
-        in_cells = view.shown_to(self.estimator.distribution)
-        return in_cells.scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
+        return view.shown_to(self.estimator.distribution).scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
 
     def _estimated(self, view: _View, estimator: nn.Module) -> tuple[torch.Tensor, dict[str, tuple]]:
         """The coarse field, and the distribution behind it where a refiner takes it."""
