@@ -287,7 +287,7 @@ class RegistrationNet(nn.Module):
 
     def _distribution(self, view: _View) -> DisplacementDistribution | PlanarDistribution:
         """In voxels of the images."""
-        return view.shown_to(self.estimator.distribution).scaled(view.spacing, [(step - 1) / 2 for step in view.spacing])
+        return view.shown_to(self.estimator.distribution).scaled(view.spacing, [(n - 1) / 2 for n in view.spacing])
 
     def _estimated(self, view: _View, estimator: nn.Module) -> tuple[torch.Tensor, dict[str, tuple]]:
         """The coarse field, and the distribution behind it where a refiner takes it."""
