@@ -23,7 +23,7 @@ def load_weights(network: nn.Module, path: str | Path, part: str = "", unused: s
         network: takes the weights.
         path: a bare state dict, as ``models/model.pt`` is. What several parts of the network share is in it once.
         part: name of the network in the one that the weights are of, e.g. ``features.fusion``; by default it is that.
-        unused: weights whose names begin so are left in the file.
+        unused: weights whose names begin so are left in the file, and those of the network are left as they are.
 
     Raises:
         SystemExit: when the file is absent, no state dict, or made for another network.
@@ -35,10 +35,14 @@ def load_weights(network: nn.Module, path: str | Path, part: str = "", unused: s
         raise SystemExit(f"error: {path} cannot be read as weights: {error}".splitlines()[0]) from None
     needed, further_names = _needed(network)
     if isinstance(weights, Mapping):
-        weights = {key: value for key, value in weights.items() if not unused or not key.startswith(unused)}
         prefix = f"{part}." if part else ""
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         weights = {key: value for key, value in weights.items() if key not in further_names}
+        if unused:
+            needed, weights = (
+                {key: value for key, value in state.items() if not key.startswith(unused)}
+                for state in (needed, weights)
+            )
     if problem := _misfit(needed, weights):
         raise SystemExit(
             f"error: {path}: {problem}. Give the weights that were trained with this config, or the config (labels, "

@@ -52,6 +52,18 @@ def test_weights_that_are_not_used_may_be_left_out_by_name(saved):
     assert torch.equal(load_weights(part, path, unused="features.")["fusion"].bias, trained["fusion"].bias)
 
 
+def test_a_part_that_is_not_used_may_be_of_another_size_and_stays_as_it_is(saved):
+    path, trained = saved
+    other = network()
+    other["fusion"] = nn.Linear(4, 7)
+    before = other["fusion"].weight.clone()
+
+    load_weights(other, path, unused="fusion")
+
+    assert torch.equal(other["features"].weight, trained["features"].weight)
+    assert torch.equal(other["fusion"].weight, before)
+
+
 def test_parts_saved_together_are_the_whole(tmp_path):
     whole = network()
     torch.save(whole["features"].state_dict(), tmp_path / "features.pt")

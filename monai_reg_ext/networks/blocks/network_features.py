@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monai_reg_ext.networks.blocks.feature_block import FeatureBlock
+from monai_reg_ext.networks.layers.apply_in_box import apply_in_box, box_above_minimum
 
 __all__ = ["NetworkFeatures"]
 
@@ -19,19 +20,31 @@ class NetworkFeatures(FeatureBlock):
     Args:
         network: ``(B, C, I, J, K) -> (B, F, I, J, K)`` for extents that are multiples of ``divisor``.
         divisor: images are padded with their border up to it, and what is added is taken off again.
+        crop: give the network only the box in which an image is above its minimum, each image alone, so that its
+            normalisation does not depend on how much padding there is. Beyond the box features are those of its border.
 
     Shape:
         - image: ``(B, C, I, J, K)``.
         - output: ``(B, F, I, J, K)``.
     """
 
-    def __init__(self, network: nn.Module, divisor: int = 8) -> None:
+    def __init__(self, network: nn.Module, divisor: int = 8, crop: bool = True) -> None:
         super().__init__()
         self.network = network
         self.divisor = divisor
+        self.crop = crop
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        size = image.shape[2:]
-        missing = [-extent % self.divisor for extent in size]
-        padded = F.pad(image, [pad for extent in reversed(missing) for pad in (0, extent)], mode="replicate")
-        return self.network(padded)[:, :, : size[0], : size[1], : size[2]]
+        if not self.crop:
+            return apply_in_box(self.network, image, divisor=self.divisor)
+        return torch.cat([self._cropped(item) for item in image.split(1)])
+
+    def _cropped(self, image: torch.Tensor) -> torch.Tensor:
+        box = box_above_minimum(image)
+        beyond = [
+            pad
+            for side, extent in zip(reversed(box), reversed(image.shape[2:]), strict=True)
+            for start, stop, _ in [side.indices(extent)]
+            for pad in (start, extent - stop)
+        ]
+        return F.pad(apply_in_box(self.network, image, box, self.divisor), beyond, mode="replicate")

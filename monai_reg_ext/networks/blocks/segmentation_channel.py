@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from monai_reg_ext.networks.layers.apply_in_box import apply_in_box, box_above_minimum
 
 __all__ = ["SegmentationChannel"]
 
@@ -58,12 +59,8 @@ class SegmentationChannel(nn.Module):
         return torch.cat([image, segmented], 1) if self.keep_image else segmented
 
     def _channel(self, image: torch.Tensor) -> torch.Tensor:
-        box = _box_above_minimum(image) if self.crop else (slice(None),) * 3
-        seen = image[(..., *box)]
-        size = seen.shape[2:]
-        missing = [-extent % self.divisor for extent in size]
-        padded = F.pad(seen, [pad for extent in reversed(missing) for pad in (0, extent)], mode="replicate")
-        logits = self.network(padded)[:, :, : size[0], : size[1], : size[2]]
+        box = box_above_minimum(image) if self.crop else (slice(None),) * 3
+        logits = apply_in_box(self.network, image, box, self.divisor)
         if logits.shape[1] != len(self.labels):
             raise ValueError(
                 f"the segmentation network gives {logits.shape[1]} channels for {len(self.labels)} labels "
@@ -72,14 +69,3 @@ class SegmentationChannel(nn.Module):
         channel = torch.zeros_like(image, dtype=torch.int64)
         channel[(..., *box)] = logits.argmax(1, keepdim=True)
         return channel
-
-
-def _box_above_minimum(image: torch.Tensor) -> tuple[slice, ...]:
-    above = (image > image.min())[0, 0]
-    if not above.any():
-        return (slice(None),) * 3
-    return tuple(
-        slice(int(found.min()), int(found.max()) + 1)
-        for axis in range(3)
-        for found in [above.any(dim=tuple({0, 1, 2} - {axis})).nonzero()]
-    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import UNet
 
 from monai_reg_ext.networks.blocks import NetworkFeatures
@@ -33,7 +34,7 @@ def test_what_is_added_repeats_the_border():
 
     image = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 1, 3, 2, 2)
 
-    found = NetworkFeatures(Mean(), divisor=2)(image)
+    found = NetworkFeatures(Mean(), divisor=2, crop=False)(image)
 
     torch.testing.assert_close(found, torch.full_like(image, (0 + 1 + 2 + 2) / 4))
 
@@ -46,3 +47,32 @@ def test_cells_get_the_mean_of_their_voxels_and_a_network_of_monai_learns():
 
     assert cells.shape == (1, 5, 7, 5, 6)
     assert all(weight.grad.abs().max() > 0 for weight in features.parameters() if weight.dim() > 1)
+
+
+class Centred(torch.nn.Module):
+    """Features that depend on all that is seen, as those behind an instance norm."""
+
+    def forward(self, image):
+        return image - image.mean((2, 3, 4), keepdim=True)
+
+
+def test_padding_does_not_change_the_features_of_an_image():
+    images = 1 + torch.rand(2, 1, 5, 6, 7)
+    padded = F.pad(images, (2, 0, 1, 3, 0, 4))
+
+    features = NetworkFeatures(Centred(), divisor=1)(padded)
+
+    torch.testing.assert_close(features[:, :, :5, 1:7, 2:], Centred()(images))
+    torch.testing.assert_close(features, F.pad(Centred()(images), (2, 0, 1, 3, 0, 4), mode="replicate"))
+    whole = NetworkFeatures(Centred(), divisor=1, crop=False)(padded)
+    torch.testing.assert_close(whole, Centred()(padded))
+
+
+def test_each_image_has_a_box_of_its_own_and_an_empty_one_is_seen_whole():
+    image = torch.zeros(2, 1, 4, 4, 4)
+    image[1, :, 1:3, :2, 3] = torch.rand(2, 2) + 1
+
+    features = NetworkFeatures(Centred(), divisor=1)(image)
+
+    assert features[0].abs().max() == 0
+    torch.testing.assert_close(features[1, 0, 1:3, :2, 3], Centred()(image[1:, :, 1:3, :2, 3:])[0, 0, ..., 0])
