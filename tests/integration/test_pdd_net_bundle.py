@@ -154,6 +154,22 @@ def test_features_learn_to_segment_besides(run, workflow, dataset, tmp_path, set
     content(workflow("inference.json", *settings, weights=str(tmp_path / "model.pt"), **network), "network")
 
 
+@pytest.mark.parametrize("more_channels", [False, True])
+def test_features_can_begin_with_those_of_a_segmentation(run, workflow, dataset, tmp_path, more_channels):
+    options = {"dataset_dir": str(dataset), **ESTIMATOR}
+    segmenting = content(workflow("train.json", kind="train", **options), "network_def").features.network
+    torch.save(segmenting.state_dict(), tmp_path / "segmenting.pt")
+    options |= QUICKLY | {"learning_rate": 0.0, "segmentation": str(tmp_path / "segmenting.pt"), "seed": 7}
+    options |= CHANNELS if more_channels else {}
+
+    run("train.json", kind="train", output_dir=str(tmp_path), **options)
+
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, weight in segmenting.state_dict().items():
+        if not more_channels or not name.startswith("output_block"):
+            assert torch.equal(kept[f"features.network.{name}"], weight)
+
+
 def test_variants_change_what_their_names_say(workflow, dataset):
     def part(variant: str, name: str):
         running = workflow("train.json", variant, kind="train", dataset_dir=str(dataset), **VARIANTS[variant])

@@ -22,22 +22,32 @@ class NetworkFeatures(FeatureBlock):
         divisor: images are padded with their border up to it, and what is added is taken off again.
         crop: give the network only the box in which an image is above its minimum, each image alone, so that its
             normalisation does not depend on how much padding there is. Beyond the box features are those of its border.
+        probabilities: the network's channels are logits of classes, and features the square roots of their
+            probabilities, whose squared differences are Hellinger's: never more than 2, whatever the classes.
+        scale: factor of the features.
 
     Shape:
         - image: ``(B, C, I, J, K)``.
         - output: ``(B, F, I, J, K)``.
     """
 
-    def __init__(self, network: nn.Module, divisor: int = 8, crop: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, divisor: int = 8, crop: bool = True, probabilities: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
         self.divisor = divisor
         self.crop = crop
+        self.probabilities = probabilities
+        self.scale = scale
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if not self.crop:
-            return apply_in_box(self.network, image, divisor=self.divisor)
-        return torch.cat([self._cropped(item) for item in image.split(1)])
+        if self.crop:
+            given = torch.cat([self._cropped(item) for item in image.split(1)])
+        else:
+            given = apply_in_box(self.network, image, divisor=self.divisor)
+        # half of the logarithm of the probabilities: the root's slope is infinite where there are none
+        return self.scale * ((given.log_softmax(1) / 2).exp() if self.probabilities else given)
 
     def _cropped(self, image: torch.Tensor) -> torch.Tensor:
         box = box_above_minimum(image)

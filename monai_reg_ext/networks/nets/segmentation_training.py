@@ -44,6 +44,7 @@ class SegmentationTraining(nn.Module):
             )
         self.net = net
         self.classes = nn.Conv3d(features, classes, 1)
+        nn.init.dirac_(self.classes.weight)  # features may be classes already
 
     def forward(
         self, image: torch.Tensor, moving_mask: torch.Tensor | None = None, fixed_mask: torch.Tensor | None = None

@@ -76,3 +76,20 @@ def test_each_image_has_a_box_of_its_own_and_an_empty_one_is_seen_whole():
 
     assert features[0].abs().max() == 0
     torch.testing.assert_close(features[1, 0, 1:3, :2, 3], Centred()(image[1:, :, 1:3, :2, 3:])[0, 0, ..., 0])
+
+
+def test_features_of_classes_are_roots_of_their_probabilities():
+    logits = torch.randn(1, 4, 3, 3, 3, dtype=torch.float64)
+
+    features = NetworkFeatures(torch.nn.Identity(), divisor=1, crop=False, probabilities=True, scale=3.0)(logits)
+
+    torch.testing.assert_close(features, 3 * logits.softmax(1).sqrt())
+    torch.testing.assert_close(features.square().sum(1), torch.full((1, 3, 3, 3), 9.0, dtype=torch.float64))
+
+
+def test_certain_classes_have_finite_gradients():
+    logits = torch.tensor([200.0, 0.0, -200.0]).view(1, 3, 1, 1, 1).requires_grad_()
+
+    NetworkFeatures(torch.nn.Identity(), divisor=1, probabilities=True, crop=False)(logits).sum().backward()
+
+    assert logits.grad.isfinite().all()
