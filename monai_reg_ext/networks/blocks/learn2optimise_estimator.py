@@ -54,10 +54,14 @@ class Learn2OptimiseEstimator(nn.Module):
         training_iterations: how often the network is applied in training mode; by default as often as else.
         truncation: gradients go back through so many iterations at a time; by default through all, as the reference,
             where they are ten to a hundred times as long.
+        conditioning: factors with which the network sees the mean of the eight costs, the seven contrasts between them,
+            and its hidden channels. Costs differ by some hundredths, and a network that sees each of the eight as it is
+            learns to ignore them at first; what it can learn is the same. None shows them as the reference does.
         mask_penalty: what it costs, with masks, to go from inside the one to outside the other; on the scale of the
             features' squared difference.
-        compat: the reference's: ``"absolute"``, halves of the grid (between the centres of the outermost cells) for
-            ``scale``, 0.015 of them for ``offset``, zeros outside the features, the network's grid and the filters'.
+        compat: the reference's: ``"absolute"``, no ``conditioning``, halves of the grid (between the centres of the
+            outermost cells) for ``scale``, 0.015 of them for ``offset``, zeros outside the features, the network's
+            grid and the filters'.
 
     Shape:
         - fixed, moving: ``(B, F, i, j, k)`` features on the grid of :py:meth:`spacing`, an axis of more than 16 cells.
@@ -85,6 +89,7 @@ class Learn2OptimiseEstimator(nn.Module):
         differentiable: bool = False,
         training_iterations: int | None = None,
         truncation: int | None = None,
+        conditioning: Sequence[float] | None = (30.0, 100.0, 0.125),
         mask_penalty: float = 4.0,
         compat: bool = False,
     ) -> None:
@@ -104,6 +109,7 @@ class Learn2OptimiseEstimator(nn.Module):
         self.differentiable = differentiable
         self.training_iterations = training_iterations
         self.truncation = truncation
+        self.conditioning = None if compat else conditioning
         self.mask_penalty = mask_penalty
         self.compat = compat
         self.network = self._network()
@@ -207,7 +213,7 @@ class Learn2OptimiseEstimator(nn.Module):
     def _network(self) -> SkipUNet:
         scale = torch.ones(1, _COMPONENTS) if self.compat else torch.tensor(self.scale)
         corners = self._corners(scale) / scale
-        mixture = _mixture(corners, self.hidden)
+        mixture = _mixture(corners, self.hidden, self.conditioning)
         padding = "constant" if self.compat else "replicate"
         network = SkipUNet(len(mixture), _COMPONENTS + self.hidden, padding=padding)
         first = network.encoder[0][0]
@@ -244,7 +250,7 @@ class MixedConvolution(nn.Conv3d):
         return F.conv3d(given, weight, self.bias, padding=1)
 
 
-def _mixture(corners: torch.Tensor, hidden: int) -> torch.Tensor:
+def _mixture(corners: torch.Tensor, hidden: int, conditioning: Sequence[float] | None) -> torch.Tensor:
     """The network's 45 channels in terms of the 22 that differ.
 
     The former: displacement, coordinates of its corners, hidden channels, costs. The latter have a one in the place of
@@ -252,4 +258,10 @@ def _mixture(corners: torch.Tensor, hidden: int) -> torch.Tensor:
     """
     displacement = torch.eye(_COMPONENTS)
     coordinates = torch.cat([displacement.repeat_interleave(_CORNERS, 0), corners.flip(1).T.reshape(-1, 1)], 1)
-    return torch.block_diag(torch.cat([F.pad(displacement, (0, 1)), coordinates]), torch.eye(hidden + _CORNERS))
+    memory, costs = torch.eye(hidden), torch.eye(_CORNERS)
+    if conditioning is not None:
+        mean, contrast, remembered = conditioning
+        signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        factors = torch.tensor([mean] + [contrast] * (_CORNERS - 1)) / _CORNERS
+        memory, costs = remembered * memory, factors[:, None] * torch.kron(signs, torch.kron(signs, signs))
+    return torch.block_diag(torch.cat([F.pad(displacement, (0, 1)), coordinates]), memory, costs)

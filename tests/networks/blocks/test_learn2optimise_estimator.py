@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -131,6 +132,17 @@ def sample_in_float64(image, coordinates, padding="border"):
     return F.grid_sample(image, grid, padding_mode=padding, align_corners=False)
 
 
+def mean_and_contrasts(cost):
+    """Of the costs at eight corners: 30 times the mean, 100 times how they change with the sides of some axes."""
+    corners = list(itertools.product([1.0, -1.0], repeat=3))
+    given = []
+    for axes in itertools.product([0, 1], repeat=3):
+        signs = [math.prod(side for side, seen in zip(corner, axes, strict=True) if seen) for corner in corners]
+        terms = [sign * cost[:, number] for number, sign in enumerate(signs)]
+        given.append((100 if any(axes) else 30) * sum(terms) / 8)
+    return torch.stack(given, 1)
+
+
 def slow_fields(estimator, fixed, moving, start, differentiable):
     """All channels laid out, nothing computed again; the first convolution is a plain one."""
     first = estimator.network.encoder[0][0].conv
@@ -145,7 +157,8 @@ def slow_fields(estimator, fixed, moving, start, differentiable):
         cost = torch.stack(costs, 1)
         cost = cost if differentiable else cost.detach()
         coordinates = [(one / scale)[:, axis] for axis in (2, 1, 0) for one in around]
-        channels = torch.cat([(change / scale).flip(1), torch.stack(coordinates, 1), hidden, cost], 1)
+        shown = torch.cat([hidden / 8, mean_and_contrasts(cost)], 1)
+        channels = torch.cat([(change / scale).flip(1), torch.stack(coordinates, 1), shown], 1)
         mixture = first.mixture
         first.mixture = torch.eye(45).to(start)
         out = estimator.network(channels).tanh()
@@ -246,7 +259,7 @@ def test_what_lies_outside_the_fixed_mask_costs_nothing_and_leaving_the_moving_o
     inside = torch.ones(1, 1, *SIZE)
     left = inside.clone()
     left[..., 5:] = 0
-    estimator = Learn2OptimiseEstimator(iterations=1, mask_penalty=6.0)
+    estimator = Learn2OptimiseEstimator(iterations=1, mask_penalty=6.0, conditioning=None)
 
     (plain,) = seen_by_network(estimator, lambda: estimator(fixed, fixed))
     (masked,) = seen_by_network(estimator, lambda: estimator(fixed, fixed, None, left, inside))
