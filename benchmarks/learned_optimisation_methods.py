@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_reg_ext.engines import prepare_pair_batch
 from monai_reg_ext.networks.blocks import AdamRefiner
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
 from monai_reg_ext.transforms.registration_recipe import read_bundle_config
 
 __all__ = ["Method", "Prepared", "convergence", "learned_methods", "prepared_by"]
@@ -105,19 +106,27 @@ def prepared_by(method: Method, pair: Mapping[str, Any]) -> Prepared:
 @torch.no_grad()
 def convergence(item: Prepared, methods: Mapping[str, Method]) -> Iterator[tuple[str, State]]:
     """Name and state after every iteration of Adam and of Learn2Optimise, if it is among the methods."""
+    sides = *item.image.chunk(2, dim=1), item.masks.get("moving_mask"), item.masks.get("fixed_mask")
     net = methods["Adam"].network
-    sides = net._sides(*item.image.chunk(2, dim=1), item.masks.get("moving_mask"), item.masks.get("fixed_mask"))
-    (view,) = net._views(*sides, [net.estimator])
+    judged = _view(net, sides)
     judge = AdamRefiner(regularization=net.estimator.regularization)
-    energy = judge._energy(view.fixed, view.moving, view.fixed_mask, view.moving_mask)
+    energy = judge._energy(judged.fixed, judged.moving, judged.fixed_mask, judged.moving_mask)
     fields = {"Adam": _adams_fields}
     if "Learn2Optimise" in methods:
         fields["Learn2Optimise"] = _fields_of
     for name, fields_of in fields.items():
-        for number, (seconds, field) in enumerate(fields_of(methods[name].network.estimator, view)):
-            value = float(energy.gradient(field.contiguous())[1].sum())
+        net = methods[name].network
+        view = _view(net, sides)
+        for number, (seconds, field) in enumerate(fields_of(net.estimator, view)):
             ddf = net._at_full_size(field, [view], item.image.shape[2:])
-            yield name, State(number, seconds, value, ddf)
+            cells = pool_to_grid(ddf, judged.spacing) / ddf.new_tensor(judged.spacing).view(1, 3, 1, 1, 1)
+            yield name, State(number, seconds, float(energy.gradient(cells)[1].sum()), ddf)
+
+
+def _view(net: nn.Module, sides: tuple[torch.Tensor | None, ...]) -> Any:
+    """The pair as the network's estimator sees it, on cells of its own size."""
+    (view,) = net._views(*net._sides(*sides), [net.estimator])
+    return view
 
 
 def _fields_of(estimator: nn.Module, view: Any) -> Iterator[tuple[float, torch.Tensor]]:
