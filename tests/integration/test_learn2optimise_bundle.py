@@ -64,7 +64,7 @@ def test_a_training_keeps_the_weights_of_its_best_epoch_and_a_log(read_table, tr
     rows = read_table(trained / "training.csv")
     assert list(rows[0]) == ["epoch", "loss", "learning_rate", "seconds", *METRICS]
     # half a cosine over two epochs
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.001, 0.0005])
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.0005, 0.00025])
     summary = json.loads((trained / "training.json").read_text())
     assert summary["best"]["tre_mm"] == min(float(row["tre_mm"]) for row in rows)
     assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
@@ -211,7 +211,9 @@ def test_a_first_method_gives_the_start_and_adam_polishes(run, workflow, read_ta
 def test_inference_has_the_network_of_the_training(workflow):
     one, other = (workflow("train.json", kind="train"), workflow("inference.json"))
 
-    assert one.parser["optimiser_def"] == other.parser["optimiser_def"]
+    # trained on coarser cells for time's sake, iteration by iteration
+    training = {"grid_spacing": 4, "truncation": 1}
+    assert one.parser["optimiser_def"] == other.parser["optimiser_def"] | training
     assert one.parser["spacing"] == other.parser["spacing"]
     assert {**one.parser["network_def"], "symmetric": 0} == {**other.parser["network_def"], "symmetric": 0}
     weights = sum(weight.numel() for weight in content(one, "network_def").parameters())
