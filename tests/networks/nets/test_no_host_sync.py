@@ -26,10 +26,12 @@ SIZE = (24, 26, 28)
 @pytest.fixture(autouse=True)
 def _what_meta_tensors_lack(monkeypatch):
     plain_adam = torch.optim.Adam
+
+    def adam(parameters, fused=False, **settings):
+        return plain_adam(parameters, foreach=False, **settings)
+
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(
-        torch.optim, "Adam", lambda parameters, fused=False, **settings: plain_adam(parameters, foreach=False, **settings)
-    )
+    monkeypatch.setattr(torch.optim, "Adam", adam)
 
 
 def _run(net: RegistrationNet) -> torch.Tensor:
