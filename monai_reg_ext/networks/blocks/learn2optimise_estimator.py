@@ -16,7 +16,9 @@ from monai_reg_ext.networks.blocks.skip_unet import SkipUNet
 from monai_reg_ext.networks.layers.box_filter import box_filter
 from monai_reg_ext.networks.layers.cells_inside import cells_inside
 from monai_reg_ext.networks.layers.mask_channel import add_mask_channel
+from monai_reg_ext.networks.layers.pool_to_grid import grid_size, pool_to_grid
 from monai_reg_ext.networks.layers.sampled_cost import sampled_cost
+from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import identity_grid
 
 __all__ = ["Learn2OptimiseEstimator"]
@@ -42,6 +44,10 @@ class Learn2OptimiseEstimator(nn.Module):
     Args:
         grid_spacing: voxels per cell, one number or one per axis.
         iterations: how often the network is applied; may be changed at any time.
+        levels: so many cells along each axis become one at first, later fewer: the same weights go from coarse to fine,
+            and displacements that are far for the finest cells are near for the coarsest. Iterations are shared among
+            the levels, one more for the last ones where they do not come out even. Levels too coarse for the network
+            are left out. Published is a single one.
         offset: of the eight displacements along each axis, in cells, one number or one per axis.
         scale: how many cells are 1 to the network, one number or one per axis.
         hidden: number of hidden channels.
@@ -52,8 +58,8 @@ class Learn2OptimiseEstimator(nn.Module):
         differentiable: gradients also go through the costs, to displacements and features. By default costs are
             observed: features in front are not trained.
         training_iterations: how often the network is applied in training mode; by default as often as else.
-        truncation: gradients go back through so many iterations at a time; by default through all, as the reference,
-            where they are ten to a hundred times as long.
+        truncation: gradients go back through so many iterations at a time, of one level; by default through all, as the
+            reference, where they are ten to a hundred times as long.
         conditioning: factors with which the network sees the mean of the eight costs, the seven contrasts between them,
             and its hidden channels. Costs differ by some hundredths, and a network that sees each of the eight as it is
             learns to ignore them at first; what it can learn is the same. None shows them as the reference does.
@@ -70,7 +76,8 @@ class Learn2OptimiseEstimator(nn.Module):
           less than half of the fixed one cost nothing.
 
     Raises:
-        ValueError: for an unknown update, a truncation below 1, features that are not on one grid, a grid too small.
+        ValueError: for an unknown update, a truncation below 1, levels that are no whole numbers from 1 on, features
+            that are not on one grid, a grid too small.
 
     Source: "Learning iterative optimisation for deformable image registration with recurrent convolutional networks"
     (Learn2Optimise), section 2.
@@ -80,6 +87,7 @@ class Learn2OptimiseEstimator(nn.Module):
         self,
         grid_spacing: int | Sequence[int] = 2,
         iterations: int = 8,
+        levels: Sequence[int] = (1,),
         offset: float | Sequence[float] = 0.75,
         scale: float | Sequence[float] = 50.0,
         hidden: int = 10,
@@ -98,8 +106,11 @@ class Learn2OptimiseEstimator(nn.Module):
             raise ValueError(f"update must be one of {UPDATES}, got {update!r}.")
         if truncation is not None and truncation < 1:
             raise ValueError(f"truncation must be 1 iteration or more, or None, got {truncation}.")
+        if not levels or any(level != int(level) or level < 1 for level in levels):
+            raise ValueError(f"levels must be whole numbers of cells from 1 on, at least one, got {tuple(levels)}.")
         self.grid_spacing = ensure_tuple_rep(grid_spacing, 3)
         self.iterations = iterations
+        self.levels = tuple(levels)
         self.offset = ensure_tuple_rep(offset, 3)
         self.scale = ensure_tuple_rep(scale, 3)
         self.hidden = hidden
@@ -151,17 +162,46 @@ class Learn2OptimiseEstimator(nn.Module):
                 f"Learn2OptimiseEstimator needs fixed and moving features on one grid, got {tuple(fixed.shape)} and "
                 f"{tuple(moving.shape)}."
             )
-        size, weight = fixed.shape[2:], None if fixed_mask is None else cells_inside(fixed_mask)
-        weight = 1 / fixed.shape[1] if weight is None else weight / fixed.shape[1]
+        dtype = torch.promote_types(fixed.dtype, torch.float32)
+        size = fixed.shape[2:]
+        field = fixed.new_zeros((len(fixed), _COMPONENTS, *size), dtype=dtype) if coarse_ddf is None else coarse_ddf
+        yield (found := field.to(dtype))
+        for level, iterations in self._shares(size):
+            spacing, start = (level,) * 3, found
+            sides = [
+                None if side is None else pool_to_grid(side, spacing)
+                for side in (fixed, moving, fixed_mask, moving_mask)
+            ]
+            for change in self._changes(*sides, downsample_ddf(start, spacing), iterations):
+                yield (found := start + (change if level == 1 else upsample_ddf(change, spacing, size)))
+            if self.truncation is not None:
+                found = found.detach()
+
+    def _shares(self, size: Sequence[int]) -> list[tuple[int, int]]:
+        """Each level and its number of iterations."""
+        chosen = self.training_iterations if self.training else None
+        iterations = self.iterations if chosen is None else chosen
+        levels = [level for level in self.levels[:-1] if self.network.works_on(grid_size(size, (level,) * 3))]
+        levels.append(self.levels[-1])
+        return [(level, (iterations + number) // len(levels)) for number, level in enumerate(levels)]
+
+    def _changes(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        fixed_mask: torch.Tensor | None,
+        moving_mask: torch.Tensor | None,
+        start: torch.Tensor,
+        iterations: int,
+    ) -> Iterator[torch.Tensor]:
+        """What is to be added to the start after each iteration on one grid."""
+        weight = 1 / fixed.shape[1] if fixed_mask is None else cells_inside(fixed_mask) / fixed.shape[1]
         sides = add_mask_channel(fixed, moving, fixed_mask, moving_mask, self.mask_penalty)
         # the neighbours of a sample lie in eight runs of memory
-        dtype = torch.promote_types(fixed.dtype, torch.float32)
-        sides = [side.to(dtype).contiguous(memory_format=torch.channels_last_3d) for side in sides]
-        change = fixed.new_zeros((len(fixed), _COMPONENTS, *size), dtype=dtype)
-        start = change if coarse_ddf is None else coarse_ddf.to(dtype)
-        hidden = change.new_zeros((len(fixed), self.hidden, *size))
-        yield start
-        for number in range(self._taken()):
+        sides = [side.to(start.dtype).contiguous(memory_format=torch.channels_last_3d) for side in sides]
+        change = torch.zeros_like(start)
+        hidden = change.new_zeros((len(fixed), self.hidden, *fixed.shape[2:]))
+        for number in range(iterations):
             if self.truncation is not None and number % self.truncation == 0:
                 change, hidden = change.detach(), hidden.detach()
             state = *sides, weight, start, change, hidden
@@ -170,11 +210,7 @@ class Learn2OptimiseEstimator(nn.Module):
                 if torch.is_grad_enabled()
                 else self._iterate(*state)
             )
-            yield start + change
-
-    def _taken(self) -> int:
-        chosen = self.training_iterations if self.training else None
-        return self.iterations if chosen is None else chosen
+            yield change
 
     def _iterate(
         self,

@@ -81,7 +81,7 @@ class SkipUNet(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         size, multiple = volume.shape[2:], 2 ** len(self.encoder)
         missing = [-extent % multiple for extent in size]
-        if all(extent <= multiple for extent in size):
+        if not self.works_on(size):
             raise ValueError(
                 f"a U-Net that halves its grid {len(self.encoder)} times needs an axis of more than {multiple} cells, "
                 f"got {tuple(size)}. Choose a finer grid or fewer stages."
@@ -96,6 +96,10 @@ class SkipUNet(nn.Module):
             for first, cells in zip(before, grid_size(size, [step] * 3), strict=True)
         ]
         return self._on_even_grid(volume)[(..., *inner)]
+
+    def works_on(self, size: Sequence[int]) -> bool:
+        """Whether more than one cell is left at the bottom, so that there is something to normalise."""
+        return any(extent > 2 ** len(self.encoder) for extent in size)
 
     def _on_even_grid(self, volume: torch.Tensor) -> torch.Tensor:
         beside = []

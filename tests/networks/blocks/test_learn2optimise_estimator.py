@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from monai_reg_ext.networks.blocks import CoupledConvexEstimator, Learn2OptimiseEstimator, MindSSC
 from monai_reg_ext.networks.blocks.learn2optimise_estimator import MixedConvolution
 from monai_reg_ext.networks.layers.box_filter import box_filter
+from monai_reg_ext.networks.layers.pool_to_grid import pool_to_grid
+from monai_reg_ext.networks.layers.upsample_ddf import downsample_ddf, upsample_ddf
 from monai_reg_ext.networks.layers.warp import identity_grid, warp
 from monai_reg_ext.networks.nets import RegistrationNet
 
@@ -252,6 +254,55 @@ def test_iterations_may_differ_in_training_and_be_changed():
 
     assert numbers == [2, 4]
     assert len(list(estimator.fields(features(), features(seed=1)))) == 3
+
+
+def test_levels_are_registrations_one_behind_the_other(smooth_field):
+    size = (41, 9, 12)
+    estimator = lively(levels=(2, 1))
+    inside = torch.ones(2, 1, 1, *size)
+    inside[0, ..., :5] = inside[1, :, :, 30:] = 0
+    given = features(size), features(size, seed=1), smooth_field(size, 3.0), *inside
+    fixed, moving, start, *masks = given
+
+    with torch.no_grad():
+        fields = list(estimator.fields(*given))
+        estimator.levels, estimator.iterations = (1,), 1
+        halved = [pool_to_grid(side, (2, 2, 2)) for side in (fixed, moving, *masks)]
+        begin = downsample_ddf(start, (2, 2, 2))
+        coarse = start + upsample_ddf(estimator(*halved[:2], begin, *halved[2:]) - begin, (2, 2, 2), size)
+        estimator.iterations = 2
+        fine = list(estimator.fields(fixed, moving, coarse, *masks))
+
+    torch.testing.assert_close(fields, [start, *fine], rtol=1e-4, atol=1e-4)
+    assert (coarse - start).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("levels", "extent", "expected"),
+    [((4, 2, 1), 70, [(4, 2), (2, 3), (1, 3)]), ((4, 2, 1), 64, [(2, 4), (1, 4)]), ((4, 2), 20, [(2, 8)])],
+)
+def test_iterations_are_shared_among_levels_on_which_the_network_works(levels, extent, expected):
+    assert Learn2OptimiseEstimator(levels=levels)._shares((extent, 9, 12)) == expected
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (2, 1.5)])
+def test_levels_are_whole_numbers(levels):
+    with pytest.raises(ValueError, match="levels must be whole numbers"):
+        Learn2OptimiseEstimator(levels=levels)
+
+
+def test_truncated_gradients_do_not_reach_back_to_a_coarser_level():
+    size = (36, 9, 12)
+    last = {}
+    for truncation in (1, None):
+        estimator = lively(levels=(2, 1), truncation=truncation)
+        *_, coarse, _, fine = estimator.fields(features(size), features(size, seed=1))
+        coarse.retain_grad()
+        fine.square().mean().backward()
+        last[truncation] = coarse.grad
+
+    assert last[1] is None
+    assert last[None].norm() > 0
 
 
 def test_what_lies_outside_the_fixed_mask_costs_nothing_and_leaving_the_moving_one_does():
