@@ -8,11 +8,13 @@ from importlib import import_module
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.utils import optional_import
 
 from monai_reg_ext.apps import breathing_model
 from monai_reg_ext.networks.blocks import AdamRefiner, Learn2OptimiseEstimator, MindSSC, VoxelMorphPlusPlusEstimator
 from monai_reg_ext.networks.layers import pool_to_grid, upsample_ddf
+from monai_reg_ext.transforms import FindCorrespondencesd
 
 _, has_fire = optional_import("fire")
 pytestmark = pytest.mark.skipif(not has_fire, reason="fire is not installed")
@@ -132,3 +134,22 @@ def test_every_real_pair_is_there(script, data_dir):
     (pair,) = script("learned_optimisation").loaded_pairs("LiverMR4D", data_dir, 1)
 
     assert pair["fixed_points"].shape == pair["moving_points"].shape == (32, 3)
+
+
+@pytest.mark.parametrize(("error", "share"), [(0.5, 100), (2.5, 0)])
+def test_correspondences_are_compared_with_the_known_motion(script, monkeypatch, error, share):
+    def field(*shift: float) -> MetaTensor:
+        return MetaTensor(torch.tensor(shift).view(3, 1, 1, 1).expand(3, *size).clone(), affine=torch.eye(4))
+
+    size, benchmark = (24, 20, 22), script("keypoints")
+    image, mask = (MetaTensor(values, affine=torch.eye(4)) for values in (torch.randn(1, *size), torch.ones(1, *size)))
+    pair = {"pair": "a", "fixed": image, "moving": image, "fixed_mask": mask, "true_ddf": field(2.0 + error, 0, 0)}
+    monkeypatch.setattr(benchmark, "loaded_pairs", lambda *_: [pair])
+    found = {"pred": field(2, 0, 0), "pred_inverse": field(-2, 0, 0)}
+
+    ((name, row),) = benchmark.measured(None, 1, FindCorrespondencesd(60, method=lambda item: {**item, **found}))
+
+    keypoints, _, kept, _, *figures = row
+    assert name == "a"
+    assert 10 <= kept <= keypoints == 60
+    assert figures == pytest.approx([share, error, 2 + error])
