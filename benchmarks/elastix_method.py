@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,8 @@ def register_with_elastix(pair: Mapping[str, Any], stages: Sequence[str] = STAGE
         log_to_console=False,
         **masks,
     )
-    return itk_image_to_field(itk.transformix_deformation_field(moving, found))
+    with tempfile.TemporaryDirectory() as folder:  # transformix writes the field into a file too
+        return itk_image_to_field(itk.transformix_deformation_field(moving, found, output_directory=folder))
 
 
 def _parameters(stages: Sequence[str], masked: bool) -> itk.ParameterObject:

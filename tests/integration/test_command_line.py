@@ -131,12 +131,17 @@ def test_what_goes_wrong_is_said_in_one_line_and_may_be_mended_without_overwriti
     RunFolder(tmp_path / "out").claim({"method": "", "package": "", "config": {}, "pairs": []})  # nothing to protect
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """A batch in a process group of its own."""
-    return subprocess.Popen(
-        [*MONAI_REG, "batch", *map(str, arguments), *FLAGS],
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    """A batch in a process group of its own; what it says goes into a file beside its folder."""
+    with out.with_suffix(".txt").open("ab") as said:
+        return subprocess.Popen(
+            [*MONAI_REG, "batch", *map(str, arguments), "--output", out, *FLAGS],
+            start_new_session=True, stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def assert_success(process: subprocess.Popen, out: Path) -> None:
+    assert process.wait(timeout=240) == 0, out.with_suffix(".txt").read_text()
 
 
 def finished(folder: Path) -> dict[str, int]:
@@ -165,10 +170,11 @@ def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pai
     pytest.importorskip("distributed")
     # a kernel just compiled differs in the last digits from the same one loaded, and refinement amplifies that
     compile_kernels(scans, tmp_path / "compiled")
-    assert start(scans / "pairs.csv", "--output", tmp_path / "calm", "--workers", 2).wait(timeout=240) == 0
-    undisturbed = {row["pair"]: row for row in read_table(tmp_path / "calm" / "metrics.csv")}
+    calm = tmp_path / "calm"
+    assert_success(start(calm, scans / "pairs.csv", "--workers", 2), calm)
+    undisturbed = {row["pair"]: row for row in read_table(calm / "metrics.csv")}
     out = tmp_path / "out"
-    command = (scans / "pairs.csv", "--output", out, "--workers", 2)
+    command = (out, scans / "pairs.csv", "--workers", 2)
 
     first = start(*command)
     wait_for(out, 2, first)
@@ -184,7 +190,7 @@ def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pai
         after_second = finished(out)
 
     assert 2 <= len(after_first) < len(after_second) < 8
-    assert start(*command).wait(timeout=240) == 0
+    assert_success(start(*command), out)
 
     after_third = finished(out)
     assert sorted(after_third) == [f"p{seed}" for seed in range(8)]
@@ -198,12 +204,10 @@ def test_a_batch_that_is_killed_goes_on_without_losing_halving_or_doubling_a_pai
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["pairs"], summary["failed"]) == (8, 0)
     for pair in after_third:
-        calm, disturbed = (
-            sorted(path.name for path in (folder / pair).iterdir()) for folder in (tmp_path / "calm", out)
-        )
-        assert disturbed == calm
+        names, of_calm = (sorted(path.name for path in (folder / pair).iterdir()) for folder in (out, calm))
+        assert names == of_calm
         for name in ("ddf.nii.gz", "warped_label.nii.gz"):
-            assert (out / pair / name).read_bytes()[10:] == (tmp_path / "calm" / pair / name).read_bytes()[10:]
+            assert (out / pair / name).read_bytes()[10:] == (calm / pair / name).read_bytes()[10:]
 
 
 @pytest.mark.slow
@@ -215,7 +219,7 @@ def test_a_worker_that_dies_fails_its_pair_only_and_failed_pairs_are_tried_again
     write_table(table, [rows[0], {**rows[1], "moving": absent}, *rows[2:]])
     out = tmp_path / "out"
 
-    batch = start(table, "--output", out)
+    batch = start(out, table)
     wait_for(out, 1, batch)
     while not any("p2" in row["pair"] for row in read_table(out / "metrics.csv")):
         worker = worker_of(batch.pid)
@@ -250,11 +254,11 @@ def test_a_cluster_whose_worker_is_killed_finishes_every_pair(scans, tmp_path):
     out = tmp_path / "out"
     write_table(tmp_path / "pairs.csv", first_pairs(scans, 4))
 
-    batch = start(tmp_path / "pairs.csv", "--output", out, "--workers", 2)
+    batch = start(out, tmp_path / "pairs.csv", "--workers", 2)
     wait_for(out, 1, batch)
     os.kill(worker_of(batch.pid, "spawn_main"), signal.SIGKILL)
 
-    assert batch.wait(timeout=240) == 0
+    assert_success(batch, out)
     assert [row["pair"] for row in read_table(out / "metrics.csv")] == [f"p{seed}" for seed in range(4)]
     assert {row["error"] for row in read_table(out / "metrics.csv")} == {""}
     assert list(out.rglob(".unfinished*")) == []
