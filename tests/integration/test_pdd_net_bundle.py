@@ -195,7 +195,7 @@ def test_variants_change_what_their_names_say(workflow, dataset):
     assert losses == [NonLocalLabelLoss, NonLocalFeatureLoss, WarpedLabelLoss, WarpedLabelLoss]
 
 
-@pytest.mark.parametrize("name", [None, *VARIANTS])
+@pytest.mark.parametrize("name", [None, "abdomen_mr.json", *VARIANTS])
 def test_inference_looks_at_the_same_window_as_training(workflow, dataset, name):
     configs = [] if name is None else [name]
     one = content(workflow("train.json", *configs, kind="train", dataset_dir=str(dataset)), "network_def")
