@@ -19,7 +19,9 @@ __all__ = ["breathing_model", "breathing_scans"]
 PARTS = ("seen", "held_out", "test")
 
 
-def breathing_model(patients_dir: str | Path, part: str = "seen", every: int = 5, modes: int = 8) -> BreathingModel:
+def breathing_model(
+    patients_dir: str | Path, part: str = "seen", every: int = 5, modes: int = 8, reach: float | None = None
+) -> BreathingModel:
     """Breathing of some of the real patients; what cannot be read ends the process with one line.
 
     Args:
@@ -27,6 +29,7 @@ def breathing_model(patients_dir: str | Path, part: str = "seen", every: int = 5
         part: ``"test"`` patients; of the others every fifth is ``"held_out"``, the rest is ``"seen"``.
         every: every how manyth is held out.
         modes: see :py:class:`monai_reg_ext.data.BreathingModel`.
+        reach: see there.
 
     Raises:
         SystemExit: with the message of what is wrong.
@@ -38,7 +41,7 @@ def breathing_model(patients_dir: str | Path, part: str = "seen", every: int = 5
         if part != "test":
             held_out = range(every - 1, len(patients), every)
             patients = [one for number, one in enumerate(patients) if (number in held_out) == (part == "held_out")]
-        return BreathingModel(patients, modes)
+        return BreathingModel(patients, modes, reach)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

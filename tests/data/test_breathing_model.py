@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -61,6 +63,31 @@ def test_what_is_drawn_does_not_fold_even_if_the_modes_would(patients):
     assert len({round(float(motion.coefficients.sum()), 6) for motion in drawn}) == 12
 
 
+def test_with_a_reach_amplitudes_differ_from_place_to_place_and_are_as_large_on_average(patients):
+    model = BreathingModel(patients, modes=2, reach=1.5)
+    # a motion that is the same everywhere shows amplitudes as they are
+    model.modes = torch.full_like(model.modes, 0.01)
+    generator = _generator(0)
+
+    drawn = torch.stack([model.draw(generator).coefficients - model.mean for _ in range(400)])
+
+    one = drawn[:, 0] / 0.01
+    # two modes, cut at two standard deviations: the variance of one is 0.774 then, of what lies beyond 4 each
+    assert one.var(0).mean() == pytest.approx(2 * 0.92, rel=0.1)
+    near, far = one[:, 3, 3, 3] * one[:, 3, 3, 4], one[:, 0, 3, 3] * one[:, 6, 3, 3]
+    assert near.mean() / one.var() == pytest.approx(math.exp(-1 / (2 * 1.5**2)), abs=0.15)
+    assert far.mean() / one.var() == pytest.approx(0, abs=0.15)
+
+
+def test_without_a_reach_amplitudes_are_the_same_everywhere(patients):
+    model = BreathingModel(patients, modes=1)
+    model.modes = torch.full_like(model.modes, 0.01)
+
+    drawn = model.draw(_generator(0)).coefficients - model.mean
+
+    torch.testing.assert_close(drawn, drawn[:, :1, :1, :1].expand_as(drawn))
+
+
 def test_real_test_patients_do_not_fold_and_move_centimetres(data_dir):
     from monai_reg_ext.data import breathing_patients
 
@@ -83,3 +110,5 @@ def test_a_model_needs_patients_and_modes(patients):
         BreathingModel(patients[:1])
     with pytest.raises(ValueError, match="modes=0"):
         BreathingModel(patients, modes=0)
+    with pytest.raises(ValueError, match="reach must be above 0 knots, or None, got 0"):
+        BreathingModel(patients, reach=0)

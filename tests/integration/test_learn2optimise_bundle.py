@@ -211,10 +211,9 @@ def test_a_first_method_gives_the_start_and_adam_polishes(run, workflow, read_ta
 def test_inference_has_the_network_of_the_training(workflow):
     one, other = (workflow("train.json", kind="train"), workflow("inference.json"))
 
-    # trained iteration by iteration; asked more often at inference, and its answers made smoother
-    training, inference = {"truncation": 1}, {"iterations": 12, "smooth_widths": [9, 9]}
+    # trained iteration by iteration; where bfloat16 is safe in training is the engine's business
+    training, inference = {"truncation": 1}, {"bfloat16": "@bfloat16"}
     assert one.parser["optimiser_def"] | inference == other.parser["optimiser_def"] | training
-    assert one.parser["optimiser_def"]["iterations"] == 8
     assert one.parser["spacing"] == other.parser["spacing"]
     assert {**one.parser["network_def"], "symmetric": 0} == {**other.parser["network_def"], "symmetric": 0}
     weights = sum(weight.numel() for weight in content(one, "network_def").parameters())

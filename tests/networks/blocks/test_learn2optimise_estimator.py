@@ -354,6 +354,20 @@ def test_half_precision_changes_an_iteration_little():
     assert (found - expected).square().mean() < 0.01 * expected.square().mean()
 
 
+def test_bfloat16_is_used_only_without_gradients():
+    estimator, pair = lively(), (features(), features(seed=1))
+    estimator.iterations = 1
+    expected = estimator(*pair).detach()
+
+    estimator.bfloat16 = True
+    with_gradients = estimator(*pair)
+    with torch.no_grad():
+        without = estimator(*pair)
+
+    assert torch.equal(with_gradients, expected)
+    assert 0 < (without - expected).square().mean() < 0.01 * expected.square().mean()
+
+
 def test_it_is_an_estimator_and_a_refiner_of_the_skeleton(texture):
     size = (36, 15, 21)
     moving, fixed = texture(size), texture(size, seed=1)

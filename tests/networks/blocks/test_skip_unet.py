@@ -75,3 +75,32 @@ def test_a_grid_of_which_one_cell_is_left_is_refused():
     assert network(torch.rand(1, 2, 5, 1, 3)).shape == (1, 3, 5, 1, 3)
     with pytest.raises(ValueError, match=r"an axis of more than 4 cells, got \(4, 3, 4\)"):
         network(torch.rand(1, 2, 4, 3, 4))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_bfloat16_gives_and_learns_what_float32_does_but_for_its_digits(half):
+    torch.manual_seed(0)
+    network, volume = SkipUNet(2, 7, **SMALL, half=half), torch.rand(1, 2, 17, 20, 12)
+    expected = network(volume)
+    weight = torch.randn(expected.shape)
+
+    def slopes(result):
+        return torch.cat([one.flatten() for one in torch.autograd.grad((weight * result).sum(), network.parameters())])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(volume)
+
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).std() < 0.1 * expected.std()
+    assert torch.cosine_similarity(slopes(found.float()), slopes(expected), 0) > 0.8
+
+
+def test_bfloat16_takes_the_mean_of_cells_where_channels_lie_side_by_side():
+    from monai_reg_ext.networks.blocks.skip_unet import _mean_of_cells
+
+    volume = torch.rand(2, 5, 4, 6, 8)
+    there = volume.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+
+    torch.testing.assert_close(
+        _mean_of_cells(there, 2).float(), torch.nn.functional.avg_pool3d(volume, 2), rtol=0, atol=4e-3
+    )
