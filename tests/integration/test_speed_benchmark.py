@@ -75,17 +75,18 @@ def test_the_peak_of_a_stage_is_what_it_held_at_most_above_the_start_of_the_call
 
     with meter.stage("call"):
         with meter.stage("large"):
-            fill_and_drop(96)
+            fill_and_drop(160)
         with meter.stage("small"):
             fill_and_drop(40)
-        kept = torch.ones(48 * MIB // 4)
+        kept = torch.ones(64 * MIB // 4)
         with meter.stage("beside what is kept"):
             fill_and_drop(40)
 
     assert kept.numel() > 0
     peaks = {name: cost.peak / MIB for name, (cost,) in meter.costs.items()}
-    expected = {"call": 96, "large": 96, "small": 40, "beside what is kept": 88}
-    assert peaks == {name: pytest.approx(peak, abs=4) for name, peak in expected.items()}
+    expected = {"call": 160, "large": 160, "small": 40, "beside what is kept": 104}
+    # other threads of the process hold a few more at times
+    assert peaks == {name: pytest.approx(peak, abs=10) for name, peak in expected.items()}
 
 
 def test_what_the_meter_does_itself_takes_no_time(scripts):
